@@ -1,0 +1,75 @@
+"""Every error a user can meet, in one tree.
+
+    UnderstudyError            something went wrong and the message says what to do next
+    ├── SettingsError          a setting is unknown, malformed or unsafe; nothing was started
+    ├── NotFoundError          an id names nothing
+    ├── ConflictError          somebody else holds or changed the thing (lock, lease, promotion race)
+    ├── StorageError           the disk is full or a path cannot be written; nothing half-written is left
+    ├── DocumentError          a document cannot be read (broken, empty, too large, unknown type)
+    ├── ModelError             a model or adapter file is missing, malformed or does not fit
+    ├── EngineError            the engine did not answer
+    │   ├── EngineUnavailable  it is not running or is restarting
+    │   └── EngineBusy         its queue is full
+    ├── TrainingError          a training stage failed; earlier stages are kept and the run can resume
+    └── Cancelled              somebody asked the work to stop
+
+Errors are raised where they are understood and caught only in pages, the API and `main` functions.
+"""
+
+from __future__ import annotations
+
+
+class UnderstudyError(Exception):
+    """A sentence that says what happened (`message`) and one that says what to do (`next_step`)."""
+
+    def __init__(self, message: str, next_step: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.next_step}".strip()
+
+
+class SettingsError(UnderstudyError):
+    """A setting is unknown, malformed or unsafe."""
+
+
+class NotFoundError(UnderstudyError):
+    """An id names nothing."""
+
+
+class ConflictError(UnderstudyError):
+    """Somebody else holds or changed the thing."""
+
+
+class StorageError(UnderstudyError):
+    """The disk is full or a path cannot be written."""
+
+
+class DocumentError(UnderstudyError):
+    """A document cannot be read."""
+
+
+class ModelError(UnderstudyError):
+    """A model or adapter file is missing, malformed or does not fit."""
+
+
+class EngineError(UnderstudyError):
+    """The engine did not answer."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine is not running or is restarting."""
+
+
+class EngineBusy(EngineError):
+    """The engine's queue is full."""
+
+
+class TrainingError(UnderstudyError):
+    """A training stage failed."""
+
+
+class Cancelled(UnderstudyError):
+    """Somebody asked the work to stop."""

@@ -1,0 +1,219 @@
+"""The settings: about twenty fields, one page, nothing hidden. The only file that reads the environment.
+
+Later wins: defaults, then `understudy.toml` (in the working directory, or the file that UNDERSTUDY_CONFIG
+names), then environment variables `UNDERSTUDY_<FIELD>`. An unknown key or a bad value refuses to start and
+names the key, so a typo never silently means the default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from core.errors import SettingsError
+
+PROJECT = Path(__file__).resolve().parent.parent
+PREFIX = "UNDERSTUDY_"
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+SCHEDULES = ("off", "nightly", "votes")
+METHODS = ("sft", "dpo", "grpo")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything an installation may choose. Each field's comment is its documentation."""
+
+    data_dir: Path = PROJECT / "data"  # where state lives; move it and all state moves
+    host: str = "127.0.0.1"  # address the pages and the API listen on
+    port: int = 8400  # their port
+    engine_port: int = 8401  # the engine's port, always on 127.0.0.1
+    password: str = ""  # asked for by pages and API; required when host is not loopback
+    model: str = "builtin"  # a catalog id, or the path of a .gguf file
+    context: int = 0  # tokens of context; 0 takes the catalog's
+    threads: int = 0  # CPU threads of the engine; 0 takes every core
+    gpu_layers: int = -1  # layers put on a GPU when llama.cpp was built for one; -1 is all
+    passages: int = 0  # passages put into a prompt; 0 takes the catalog's
+    chunk_tokens: int = 120  # tokens of a chunk (MiniLM reads 256 at most)
+    answer_tokens: int = 160  # longest answer in tokens
+    temperature: float = 0.0  # 0 is greedy
+    support_threshold: float = 0.6  # share of a reply's words its cited units must hold
+    upload_mb: int = 25  # largest document
+    schedule: str = "off"  # retraining: off, nightly, or votes
+    schedule_hour: int = 2  # local hour of the nightly run
+    schedule_votes: int = 50  # newly approved rows that start a run when schedule is votes
+    methods: str = "sft,dpo"  # training stages in order: sft, dpo, grpo
+    four_bit: bool = False  # train on an NF4 base (QLoRA) instead of 16/32-bit (LoRA)
+    seed: int = 7  # of splits, training and bootstrap
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self.data_dir / "understudy.db"
+
+    @property
+    def method_list(self) -> tuple[str, ...]:
+        """The training stages, in order."""
+        return tuple(part.strip() for part in self.methods.split(",") if part.strip())
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, **overrides: Any
+) -> Settings:
+    """Read, check and freeze the settings; `overrides` (from a command line) win over everything.
+
+    Raises SettingsError naming the key and where it was set.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for source, key, raw in _sources(environ, overrides):
+        known = {field.name: field for field in fields(Settings)}
+        if key not in known:
+            raise SettingsError(
+                f"Unknown setting {key!r} ({source}).", f"Known settings: {', '.join(known)}."
+            )
+        values[key] = _parse(source, key, raw, type(known[key].default))
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _sources(
+    environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> list[tuple[str, str, Any]]:
+    found: list[tuple[str, str, Any]] = []
+    config = Path(environ.get(CONFIG_VARIABLE) or "understudy.toml")
+    if config.exists():
+        try:
+            table = tomllib.loads(config.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"Could not read {config}: {error}.", "Mend or remove it.") from error
+        found += [(str(config), key, value) for key, value in table.items()]
+    elif environ.get(CONFIG_VARIABLE):
+        raise SettingsError(f"{CONFIG_VARIABLE} names {config}, which does not exist.")
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE:
+            found.append((f"environment variable {name}", name[len(PREFIX) :].lower(), environ[name]))
+    found += [("command line", key, value) for key, value in overrides.items() if value is not None]
+    return found
+
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def _parse(source: str, key: str, raw: Any, kind: type) -> Any:
+    text = str(raw).strip()
+    try:
+        if issubclass(kind, Path):
+            if not text or "\n" in text:
+                raise ValueError
+            path = Path(text).expanduser().resolve()
+            if path in (Path("/"), Path.home()):
+                raise SettingsError(
+                    f"{key} must not be {path} ({source}).", "Give it a folder of its own."
+                )
+            return path
+        if kind is bool:
+            if text.lower() not in _TRUE | _FALSE:
+                raise ValueError
+            return text.lower() in _TRUE
+        return kind(text)
+    except ValueError:
+        raise SettingsError(
+            f"Setting {key} ({source}) is {text[:80]!r}, which is not a {kind.__name__.lower()}."
+        ) from None
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "engine_port": (0, 65535),
+    "context": (0, 1_048_576),
+    "threads": (0, 1024),
+    "gpu_layers": (-1, 10_000),
+    "passages": (0, 32),
+    "chunk_tokens": (32, 256),
+    "answer_tokens": (8, 4096),
+    "temperature": (0, 2),
+    "support_threshold": (0, 1),
+    "upload_mb": (1, 2048),
+    "schedule_hour": (0, 23),
+    "schedule_votes": (1, 1_000_000),
+    "seed": (0, 2**31 - 1),
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check(settings: Settings) -> None:
+    for key, (low, high) in _RANGES.items():
+        value = getattr(settings, key)
+        if not low <= value <= high:  # also refuses NaN
+            raise SettingsError(f"Setting {key} is {value}; it must lie from {low:g} to {high:g}.")
+    if settings.schedule not in SCHEDULES:
+        raise SettingsError(f"Setting schedule is {settings.schedule!r}; choose {', '.join(SCHEDULES)}.")
+    unknown = [method for method in settings.method_list if method not in METHODS]
+    if unknown or not settings.method_list:
+        raise SettingsError(f"Setting methods is {settings.methods!r}; choose from {', '.join(METHODS)}.")
+    if not is_loopback(settings.host) and len(settings.password) < 12:
+        raise SettingsError(
+            f"Listening on {settings.host} lets other machines in, so a password is required.",
+            "Set UNDERSTUDY_PASSWORD to at least 12 characters, or keep host at 127.0.0.1.",
+        )
+
+
+def quiet_environment() -> None:
+    """Switch off every library's telemetry, hub access and progress noise; call first in each process."""
+    os.environ.update(
+        ANONYMIZED_TELEMETRY="False",
+        CHROMA_TELEMETRY="False",
+        DO_NOT_TRACK="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        STREAMLIT_BROWSER_GATHER_USAGE_STATS="false",
+        LANGSMITH_TRACING="false",
+        WANDB_DISABLED="true",
+        TRL_EXPERIMENTAL_SILENCE="1",
+    )
+
+
+def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
+    """The environment for a child process, so that it sees these settings whatever set them here."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            environment[PREFIX + field.name.upper()] = str(value)
+    return environment | extra
+
+
+def engine_key(settings: Settings) -> str:
+    """The secret that web, worker and engine share, so that other local users cannot use the engine.
+
+    Made on first use, readable by the owner only.
+    """
+    path = settings.data_dir / "engine.key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text("ascii").strip()
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_urlsafe(32))
+    return path.read_text("ascii").strip()

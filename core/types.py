@@ -1,0 +1,82 @@
+"""Values that cross package borders. Types used by one package live with their producer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+
+class Message(TypedDict):
+    """One chat message in the OpenAI layout."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+AnswerMode = Literal["answer", "quotes", "refusal", "correction", "chat"]
+"""How an answer came about: written by the model, quoted because the model's reply was not supported,
+refused because the passages do not hold it, taken from a reviewed correction, or small talk."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest citable piece of a passage: a sentence, a list item or a table row.
+
+    `number` is the 1-based label shown to the model; `start` and `end` are character offsets into the
+    document's extracted text.
+    """
+
+    number: int
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved chunk with its numbered units and the score of every retrieval stage."""
+
+    chunk_id: int
+    document_id: str
+    document: str
+    heading: str
+    page: int | None
+    start: int
+    end: int
+    text: str
+    units: tuple[Unit, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A place in a source: the displayed number, the unit it stands for and where that unit lies."""
+
+    number: int
+    unit: int
+    document_id: str
+    document: str
+    heading: str
+    page: int | None
+    start: int
+    end: int
+    quote: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The finished reply to one question, with everything needed to show, audit and train on it."""
+
+    text: str
+    raw: str
+    mode: AnswerMode
+    citations: tuple[Citation, ...]
+    passages: tuple[Passage, ...]
+    messages: tuple[Message, ...]
+    model: str
+    adapter: str | None
+    prompt_version: str
+    supported: bool
+    finish_reason: str
+    sampling: dict[str, Any]
+    timings: dict[str, float]
