@@ -1,0 +1,1 @@
+"""From frozen datasets to a judged adapter on stage."""
