@@ -71,6 +71,8 @@ MIGRATIONS: tuple[str, ...] = (
         model TEXT NOT NULL,
         adapter_id TEXT,
         prompt_version TEXT NOT NULL,
+        supported INTEGER NOT NULL,
+        finish_reason TEXT NOT NULL,
         sampling TEXT NOT NULL,              -- JSON
         timings TEXT NOT NULL,               -- JSON
         created_at INTEGER NOT NULL

@@ -80,3 +80,8 @@ class Answer:
     finish_reason: str
     sampling: dict[str, Any]
     timings: dict[str, float]
+
+
+def to_passages(rows: list[dict[str, Any]]) -> tuple[Passage, ...]:
+    """Rebuild passages, with their units, from their JSON form (`dataclasses.asdict`)."""
+    return tuple(Passage(**(row | {"units": tuple(Unit(**unit) for unit in row["units"])})) for row in rows)

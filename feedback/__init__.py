@@ -1,0 +1,1 @@
+"""What users say about answers: exchanges, votes, corrections, their review, and frozen datasets."""
