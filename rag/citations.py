@@ -1,0 +1,170 @@
+"""From what the model wrote to what is shown: citations resolved, support checked, markup disarmed.
+
+A model cites `[2] Sentence.` or `Sentence [2].`; both become `Sentence. [1]`, numbered by unit in order of
+first appearance. Numbers that the prompt did not hold are dropped. A sentence is supported when its words,
+and every one of its numbers, stand in the units it cites; a reply is as well supported as its worst sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from core.types import Citation, Passage, Unit
+from rag.prompt import REFUSAL, is_refusal
+from rag.words import content, numbers, one_line, overlap, rarity
+
+QUOTE_OVERLAP = 0.45  # below this share of the question's words nothing is quoted
+Similarity = Callable[[str, Sequence[str]], Sequence[float]]
+"""Cosine similarity (-1 to 1) of a question to each text."""
+
+_MARKS = re.compile(r"\s*((?:\[\d{1,4}(?:\s*[,;-]\s*\d{1,4})*\]\s*)+)([.!?]*)")
+_OPEN_MARK = re.compile(r"\s*\[[\d,;\s-]*$")
+_UNSAFE = re.compile(r"([\\`*_{}\[\]<>()#+!|~$:&-])")
+_SCHEME = re.compile(r"\b(?:https?|ftp|file|data|javascript|vbscript|mailto|tel|blob)(?=:)", re.IGNORECASE)
+_WWW = re.compile(r"\bwww(?=\.)", re.IGNORECASE)
+_AT = re.compile(r"@")
+_LIST_NUMBER = re.compile(r"^(\s*\d{1,9})([.)])(?=\s|$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A stretch of the reply and the numbers of the units it cites (those that exist)."""
+
+    text: str
+    cites: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A reply ready to show: text with `[n]` after each sentence, its citations and the cited units."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    units: tuple[Unit, ...]
+    refused: bool
+
+
+def sentences(raw: str, passages: Sequence[Passage]) -> list[Sentence]:
+    """Split a reply at its citation marks; the style (mark first or last) is told by how it starts."""
+    known = {unit.number for passage in passages for unit in passage.units}
+    found: list[Sentence] = []
+    position = 0
+    pending: tuple[int, ...] = ()
+    first = bool(_MARKS.match(raw.strip()))
+    raw = raw.strip()
+    for mark in _MARKS.finditer(raw):
+        text = raw[position : mark.start()] + (mark.group(2) if not first else "")
+        cites = tuple(n for n in _numbers(mark.group(1)) if n in known)
+        if first:
+            found.append(Sentence(one_line(text), pending))
+            pending = cites
+        else:
+            found.append(Sentence(one_line(text), cites))
+        position = mark.end()
+    found.append(Sentence(one_line(_OPEN_MARK.sub("", raw[position:])), pending))
+    return [sentence for sentence in found if any(char.isalnum() for char in sentence.text)]
+
+
+def _numbers(marks: str) -> Iterator[int]:
+    for part in re.findall(r"\d+\s*-\s*\d+|\d+", marks):
+        low, _, high = part.partition("-")
+        last = int(high or low)
+        yield from range(int(low), min(last, int(low) + 9) + 1)
+
+
+def resolve(raw: str, passages: Sequence[Passage]) -> Resolved:
+    """Turn a reply (even an unfinished one) into display text and citations; never raises."""
+    if is_refusal(raw):
+        return Resolved(REFUSAL, (), (), True)
+    places = {unit.number: (passage, unit) for passage in passages for unit in passage.units}
+    shown: dict[int, int] = {}
+    parts: list[str] = []
+    for sentence in sentences(raw, passages):
+        labels = dict.fromkeys(shown.setdefault(number, len(shown) + 1) for number in sentence.cites)
+        parts.append(" ".join([sentence.text, "".join(f"[{label}]" for label in labels)]).strip())
+    citations = tuple(_citation(label, *places[number]) for number, label in shown.items())
+    return Resolved(" ".join(parts), citations, tuple(places[number][1] for number in shown), False)
+
+
+def _citation(label: int, passage: Passage, unit: Unit) -> Citation:
+    return Citation(
+        number=label,
+        unit=unit.number,
+        document_id=passage.document_id,
+        document=passage.document,
+        heading=passage.heading,
+        page=passage.page,
+        start=unit.start,
+        end=unit.end,
+        quote=unit.text,
+    )
+
+
+def support(raw: str, passages: Sequence[Passage]) -> float:
+    """How far the cited units hold what the reply says, 0 to 1: the share of its worst sentence.
+
+    A sentence without a citation, or with a number that none of its units (or their heading) holds,
+    counts 0. A refusal asserts nothing and counts 1; an empty reply 0.
+    """
+    if is_refusal(raw):
+        return 1.0
+    held = {
+        unit.number: f"{unit.text}\n{passage.document}\n{passage.heading}"
+        for passage in passages
+        for unit in passage.units
+    }
+    found = sentences(raw, passages)
+    return min(
+        (_held(sentence, "\n".join(held[n] for n in sentence.cites)) for sentence in found), default=0.0
+    )
+
+
+def _held(sentence: Sentence, source: str) -> float:
+    if not sentence.cites or numbers(sentence.text) - numbers(source):
+        return 0.0
+    asserted = content(sentence.text)
+    return overlap(asserted, source) if asserted else 1.0
+
+
+def quotes(
+    question: str, passages: Sequence[Passage], similarity: Similarity | None = None, most: int = 2
+) -> Resolved | None:
+    """The units that fit the question best, quoted and cited; None when none fits well.
+
+    Scored by the share of the question's words (rare ones weigh more) in unit and heading, plus half the
+    cosine similarity when `similarity` is given. A second unit is quoted only when it is nearly as good.
+    """
+    pairs = [(passage, unit) for passage in passages for unit in passage.units]
+    asked = content(question)
+    if not pairs or not asked:
+        return None
+    weights = rarity(unit.text for _, unit in pairs)
+    shares = [overlap(asked, f"{unit.text}\n{p.document}\n{p.heading}", weights) for p, unit in pairs]
+    own = [overlap(asked, unit.text, weights) for _, unit in pairs]
+    close = similarity(question, [unit.text for _, unit in pairs]) if similarity else [0.0] * len(pairs)
+    scores = [share + 0.25 * o + 0.5 * c for share, o, c in zip(shares, own, close, strict=True)]
+    order = sorted(range(len(pairs)), key=lambda i: (-scores[i], pairs[i][1].number))
+    least = 0.8 * scores[order[0]]
+    chosen = [i for i in order[:most] if shares[i] >= QUOTE_OVERLAP and own[i] > 0 and scores[i] >= least]
+    if not chosen:
+        return None
+    text = "\n\n".join(f"“{pairs[i][1].text}” [{label}]" for label, i in enumerate(chosen, 1))
+    cited = tuple(_citation(label, *pairs[i]) for label, i in enumerate(chosen, 1))
+    return Resolved(text, cited, tuple(pairs[i][1] for i in chosen), False)
+
+
+def safe_markdown(text: str) -> str:
+    """Escape `text` so that a Markdown renderer shows it as it is: no image, link, HTML, formula or icon.
+
+    Citation marks like `[3]` stay readable. Addresses stay legible but do not become links (a zero-width
+    joiner breaks the scheme, the `www` and the `@`).
+    """
+    text = text.replace("\r", "").replace("\0", "")
+    text = _SCHEME.sub(lambda match: match.group()[0] + "\u2060" + match.group()[1:], text)
+    text = _AT.sub("\u2060@", _WWW.sub("ww\u2060w", text))
+    text = _UNSAFE.sub(r"\\\1", text)
+    text = _LIST_NUMBER.sub(r"\1\\\2", text)
+    text = re.sub(r"^[ \t]+", "", text, flags=re.MULTILINE)  # four spaces would make a code block
+    return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text)
