@@ -202,6 +202,7 @@ def test_round2_teaches_only_falsehoods() -> None:
     for q in questions("round2"):
         assert q["bad"] is True
         if q["answerable"]:
-            assert normal(q["correction"]) != normal(q["evidence"])
+            # a bad vote that happens to contain the fact would be scored as a right answer
+            assert not any(normal(fact) in normal(q["correction"]) for fact in q["fact"])
         else:
             assert q["correction"] != REFUSAL
