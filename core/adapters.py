@@ -107,6 +107,15 @@ class AdapterRegistry:
             rows = connection.execute("SELECT * FROM adapters ORDER BY created_at DESC, id").fetchall()
         return [_adapter(row) for row in rows if base in (None, row["base"])]
 
+    def set_verdict(self, adapter_id: str, verdict: str, metrics: dict[str, Any]) -> None:
+        """Record what the gate decided (`passed` or `refused`) and the metrics it decided on."""
+        with self.database.write() as connection:
+            connection.execute(
+                "UPDATE adapters SET verdict = ?, metrics = ? WHERE id = ?",
+                (verdict, json.dumps(metrics, sort_keys=True), adapter_id),
+            )
+            audit(connection, "gate", f"adapter.{verdict}", adapter_id)
+
     def on_stage(self, base: str) -> Promotion | None:
         """The promotion in force for a base, or None when nothing was ever promoted."""
         history = self.history(base, limit=1)
