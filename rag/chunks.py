@@ -17,6 +17,7 @@ from rag.words import token_estimate
 
 ITEM_CHARS = 240
 UNIT_CHARS = 400
+ESTIMATE = 1.25  # token_estimate is at least this multiple of MiniLM's count for nearly all sample chunks
 
 _BULLET = re.compile(r"\s*(?:[-*•–▪◦]\s+)?")
 _ROW = re.compile(r"[^:;]{1,80}: [^;]*(?:; [^:;]{1,80}: [^;]*)+")
@@ -24,8 +25,8 @@ _ITEM = re.compile(r"\s*(?:[-*•–▪◦]|\d{1,3}[.)])\s+")
 _STOP = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[」』”]?")
 _LAST_WORD = re.compile(r"(?:[^\W\d_]+\.)*[^\W_]+$")
 _ABBREVIATION_LIST = """
-    mr mrs ms dr prof st jr sr vs e.g i.e eg ie cf approx ca fig sec art dept tel ext incl excl al resp max min
-    z.b d.h bzw
+    mr mrs ms dr prof st jr sr vs e.g i.e eg ie cf approx ca fig sec art dept tel ext incl excl al resp
+    max min z.b d.h bzw
 """
 _ABBREVIATIONS = frozenset(_ABBREVIATION_LIST.split())
 _BEFORE_NUMBER = frozenset({"no", "nr", "p", "pp", "vol", "ch", "para", "ver", "v", "par", "tab"})
@@ -100,7 +101,7 @@ def _shorten(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def chunk(extracted: Extracted, max_tokens: int) -> list[Chunk]:
-    """Cut a document into chunks of about equal size per section, none over `max_tokens` (estimated).
+    """Cut a document into chunks of about equal size per section, none over `max_tokens` of MiniLM's (estimated).
 
     Only a single unit longer than that becomes a larger chunk of its own.
     """
@@ -116,10 +117,11 @@ def _section(text: str, section: Section, max_tokens: int) -> Iterator[Chunk]:
     if not spans:
         return
     # an even share avoids a last chunk of half a sentence
-    share = sum(sizes) / ceil(sum(sizes) / max_tokens)
+    most = max_tokens * ESTIMATE
+    share = sum(sizes) / ceil(sum(sizes) / most)
     first, filled = 0, 0
     for index, size in enumerate(sizes):
-        if index > first and (filled + size > max_tokens or filled >= share):
+        if index > first and (filled + size > most or filled >= share):
             yield _chunk(text, section, spans[first][0], spans[index - 1][1])
             first, filled = index, 0
         filled += size

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from math import log
 
 _FUNCTION_WORDS = """
-    a an the of in on at to for from by with without and or but nor is are was were be been being am do does did
-    done has have had having will would shall should can could may might must it its this that these those they
-    them their he him his she her we us our you your i me my who whom whose which what when where why how as than
-    then there here so such if into about also just very please tell
+    a an the of in on at to for from by with without and or but nor is are was were be been being am do does
+    did done has have had having will would shall should can could may might must it its this that these those
+    they them their he him his she her we us our you your i me my who whom whose which what when where why how
+    as than then there here so such if into about also just very please tell
 """
 STOP = frozenset(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")

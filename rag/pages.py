@@ -1,0 +1,202 @@
+"""PDF pages into an outline: a PDF holds positioned words, not paragraphs, so layout says what is what.
+
+Larger type is a heading, aligned columns are a table, a lone bullet or number starts a list item, a repeated
+line at the edge of pages is a header or footer. Units are points, y grows upwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rag.outline import Outline
+from rag.words import one_line
+
+_PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)?\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
+_MARKER = re.compile(r"(\d{1,3})[.)]?|[•–▪◦*-]|")
+_LED = re.compile(r"(?:[•▪◦]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A piece of text with the position of its left baseline and its type size."""
+
+    text: str
+    x: float
+    y: float
+    size: float
+    bold: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs on one baseline, left to right."""
+
+    cells: tuple[Run, ...]
+
+    @property
+    def text(self) -> str:
+        """The line's words."""
+        return one_line(" ".join(run.text for run in self.cells))
+
+    @property
+    def size(self) -> float:
+        """Its largest type size; the bullet or number before an item does not count."""
+        words = [run.size for run in self.cells if not _lone_marker(run.text)]
+        return max(words, default=self.cells[0].size)
+
+    @property
+    def y(self) -> float:
+        """Height of its baseline."""
+        return self.cells[0].y
+
+    @property
+    def columns(self) -> tuple[float, ...]:
+        """Left edges of its cells."""
+        return tuple(run.x for run in self.cells)
+
+
+def lay_out(pages: Sequence[Sequence[Run]], outline: Outline) -> None:
+    """Add the pages' text to `outline`, headings, tables and lists told apart."""
+    lines = [_without_page_numbers(_lines(page)) for page in pages]
+    repeated = _repeated(lines)
+    body = _body_size(lines)
+    sizes = sorted(
+        {round(line.size) for page in lines for line in page if line.size > body * 1.15}, reverse=True
+    )
+    for number, page in enumerate(lines, 1):
+        outline.page(number)
+        kept = [line for line in page if (_blurred(line.text), round(line.y / 4)) not in repeated]
+        for block in _blocks(kept, body):
+            _add(block, outline, body, sizes)
+
+
+def _lines(runs: Sequence[Run]) -> list[Line]:
+    """Group runs by baseline, keeping the order in which baselines first appear (it follows columns)."""
+    rows: list[list[Run]] = []
+    for run in runs:
+        if not one_line(run.text) and not run.text.strip():
+            continue
+        same = next((row for row in rows[-8:] if abs(row[0].y - run.y) < run.size * 0.4), None)
+        if same is None:
+            rows.append([run])
+        else:
+            same.append(run)
+    return [Line(tuple(sorted(row, key=lambda run: run.x))) for row in rows]
+
+
+def _without_page_numbers(lines: list[Line]) -> list[Line]:
+    edge = {0, 1, len(lines) - 2, len(lines) - 1}
+    return [
+        line
+        for index, line in enumerate(lines)
+        if index not in edge or not any(_PAGE_NUMBER.fullmatch(one_line(run.text)) for run in line.cells)
+    ]
+
+
+def _blurred(text: str) -> str:
+    return re.sub(r"\d+", "#", text)
+
+
+def _repeated(pages: Sequence[Sequence[Line]]) -> set[tuple[str, int]]:
+    """Lines that stand at the same height of most pages: running headers and footers."""
+    counts = Counter(
+        key for page in pages for key in {(_blurred(line.text), round(line.y / 4)) for line in page}
+    )
+    return {key for key, count in counts.items() if count > max(1, len(pages) // 2)}
+
+
+def _body_size(pages: Sequence[Sequence[Line]]) -> float:
+    sizes = [line.size for page in pages for line in page for _ in range(len(line.text))]
+    return median(sizes) if sizes else 10.0
+
+
+def _blocks(lines: Sequence[Line], body: float) -> Iterator[list[Line]]:
+    """Runs of lines that belong together: a table, a heading, a paragraph, a list item."""
+    block: list[Line] = []
+    for line in lines:
+        if block and not _continues(block, line, body):
+            yield block
+            block = []
+        block.append(line)
+    if block:
+        yield block
+
+
+def _continues(block: list[Line], line: Line, body: float) -> bool:
+    last = block[-1]
+    if _is_row(last) or _is_row(line):
+        return _is_row(last) and _is_row(line) and _aligned(block[0], line)
+    if _heading(line, body) or _heading(last, body):
+        return _heading(line, body) and _heading(last, body) and abs(line.size - last.size) < 0.5
+    led = _LED.match(line.text)
+    if _lone_marker(line.cells[0].text) or (led and not (led[1] and _runs_on(last.text))):
+        return False
+    if _lone_marker(last.text):
+        return True
+    drop = last.y - line.y
+    return 0 < drop < max(line.size, last.size) * 1.6
+
+
+def _runs_on(text: str) -> bool:
+    """Whether a line stops in mid-sentence, so that a number that follows is no item's."""
+    return text[-1:].isalnum() or text.endswith((",", "-"))
+
+
+def _is_row(line: Line) -> bool:
+    return len(line.cells) >= 2 and not _lone_marker(line.cells[0].text)
+
+
+def _aligned(header: Line, line: Line) -> bool:
+    near = sum(any(abs(x - column) < 6 for column in header.columns) for x in line.columns)
+    return near >= 2 and near == len(line.columns)
+
+
+def _heading(line: Line, body: float) -> bool:
+    return line.size > body * 1.15 and not _lone_marker(line.text) and len(line.text) <= 120
+
+
+def _lone_marker(text: str) -> bool:
+    return _MARKER.fullmatch(one_line(text)) is not None
+
+
+def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[int]) -> None:
+    text = " ".join(line.text for line in block)
+    if _is_row(block[0]) and len(block) > 1:
+        outline.table([_cells(block[0], line) for line in block])
+    elif _heading(block[0], body):
+        outline.heading(1 + sizes.index(round(block[0].size)), text)
+    elif _lone_marker(block[0].cells[0].text) and (len(block) > 1 or len(block[0].cells) > 1):
+        marker = _MARKER.fullmatch(one_line(block[0].cells[0].text))
+        rest = " ".join(run.text for line in block for run in line.cells[line is block[0] :])
+        outline.item(rest, int(marker[1]) if marker and marker[1] else None)
+    elif led := _LED.match(text):
+        outline.item(text[led.end() :], int(led[1]) if led[1] else None)
+    elif (
+        len(block) == 1 and block[0].cells[0].bold and len(text) <= 80 and not text.endswith((".", ",", ";"))
+    ):
+        outline.heading(9, text)
+    else:
+        outline.paragraph(_unhyphenated(block))
+
+
+def _cells(header: Line, line: Line) -> list[str]:
+    row = [""] * len(header.cells)
+    for run in line.cells:
+        nearest = min(range(len(header.cells)), key=lambda index: abs(header.columns[index] - run.x))
+        row[nearest] = f"{row[nearest]} {run.text}".strip()
+    return row
+
+
+def _unhyphenated(block: Sequence[Line]) -> str:
+    """Join lines; a word broken at a line's end is put together again."""
+    text = ""
+    for line in block:
+        if re.search(r"[a-zà-ÿ]-$", text) and line.text[:1].islower():
+            text = text[:-1] + line.text
+        else:
+            text = f"{text} {line.text}".strip()
+    return text

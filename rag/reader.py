@@ -1,0 +1,136 @@
+"""The parsers' jail: a child process with limits, reused from file to file, replaced when one kills it.
+
+Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from core.errors import DocumentError
+from core.settings import PROJECT, Settings, child_environment
+from rag.outline import Extracted, Section
+
+MEMORY_BYTES = 1 << 30
+CPU_SECONDS = 30
+WALL_SECONDS = 60.0
+
+
+class Reader:
+    """Reads documents in a child process; a context manager. One thread at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, name: str, data: bytes) -> Extracted:
+        """The document's text and outline.
+
+        Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
+        """
+        child = self._start()
+        try:
+            answer = self._ask(child, name, data)
+        except (OSError, ValueError):
+            self.close()
+            raise DocumentError(
+                "Reading this file took too much memory or time, so it was stopped.",
+                "The file may be damaged or made to do harm; save it again from the program that wrote it.",
+            ) from None
+        if "message" in answer:
+            raise DocumentError(answer["message"], answer["next_step"])
+        sections = tuple(Section(**section) for section in answer["sections"])
+        return Extracted(answer["kind"], answer["title"], answer["text"], sections)
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self.close()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "rag.reader"],
+                cwd=PROJECT,
+                env=child_environment(self._settings),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        return self._child
+
+    def _ask(self, child: subprocess.Popen[bytes], name: str, data: bytes) -> dict[str, Any]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        head = json.dumps({"name": name, "size": len(data)}).encode() + b"\n"
+        child.stdin.write(head + data)
+        child.stdin.flush()
+        deadline = time.monotonic() + WALL_SECONDS
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            piece = child.stdout.read1(1 << 20) if ready else b""  # type: ignore[attr-defined]
+            if not piece:
+                raise TimeoutError
+            answer += piece
+        value = json.loads(answer)
+        return value if isinstance(value, dict) else {}
+
+
+def _limit() -> None:
+    """Give the next file its own processor time on top of what earlier ones used; memory is fixed."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _answer(name: str, data: bytes) -> dict[str, Any]:
+    from rag.loaders import extract
+
+    try:
+        return asdict(extract(name, data))
+    except DocumentError as error:
+        return {"message": error.message, "next_step": error.next_step}
+    except MemoryError:
+        raise
+    except Exception as error:  # a parser met something its authors did not foresee
+        return {
+            "message": f"The file could not be read ({type(error).__name__}).",
+            "next_step": "It may be damaged; save it again from the program that wrote it.",
+        }
+
+
+def main() -> None:
+    """Answer requests until the parent closes the pipe."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a parser has nothing to write
+    while line := sys.stdin.buffer.readline():
+        request = json.loads(line)
+        _limit()
+        reply = _answer(request["name"], sys.stdin.buffer.read(request["size"]))
+        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
