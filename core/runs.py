@@ -50,14 +50,15 @@ class Runs:
         with self.database.read() as connection:
             row = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
         if row is None:
-            raise NotFoundError(f"No run is called {run_id}.", "See `understudy runs`.")
+            raise NotFoundError(f"No run is called {run_id}.")
         return _run(row)
 
     def list(self, status: str | None = None, limit: int = 50) -> list[Run]:
         """Runs (with a status), newest first."""
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT * FROM runs WHERE ?1 IS NULL OR status = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2",
+                "SELECT * FROM runs WHERE ?1 IS NULL OR status = ?1"
+                " ORDER BY created_at DESC, rowid DESC LIMIT ?2",
                 (status, limit),
             ).fetchall()
         return [_run(row) for row in rows]
