@@ -196,10 +196,8 @@ def quiet_environment() -> None:
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
     """The environment for a child process, so that it sees these settings whatever set them here."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    for field in fields(Settings):
-        value = getattr(settings, field.name)
-        if value != field.default:
-            environment[PREFIX + field.name.upper()] = str(value)
+    for field in fields(Settings):  # defaults too: the child may find another understudy.toml
+        environment[PREFIX + field.name.upper()] = str(getattr(settings, field.name))
     return environment | extra
 
 

@@ -1,0 +1,167 @@
+"""One question on its way to a recorded exchange: used by the Chat page and by the API.
+
+A turn runs in a thread of its own, so that a closed browser, a stop or a dying engine always ends in a
+record: `complete` when the answer was finished, `interrupted` with what had arrived when it was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.resources import Resources
+from core.errors import UnderstudyError
+from core.types import Answer, Message
+from feedback.questions import stands_alone
+from feedback.records import Correction, Status
+from rag.citations import resolve
+from rag.prompt import cite
+
+log = logging.getLogger("understudy.web")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, by whom, and where it is recorded. `model` is "live", "base" or an adapter id."""
+
+    conversation_id: str
+    user: str
+    text: str
+    history: tuple[Message, ...] = ()
+    model: str = "live"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The recorded outcome."""
+
+    exchange_id: str
+    answer: Answer
+    status: Status
+
+
+class Turn:
+    """Answers one question in the background. Read it with `next` until it gives an Asked or an error."""
+
+    def __init__(self, resources: Resources, question: Question) -> None:
+        self.resources = resources
+        self.question = question
+        self._items: queue.Queue[str | Asked | UnderstudyError] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="turn", daemon=True)
+        self._thread.start()
+
+    def next(self, timeout: float) -> str | Asked | UnderstudyError | None:
+        """The next piece of text, at the end the outcome or what went wrong; None when nothing came yet."""
+        try:
+            return self._items.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def stop(self, wait: float = 0.0) -> None:
+        """Ask it to stop; what has arrived is recorded as interrupted. Waits up to `wait` seconds for that."""
+        self._stop.set()
+        self._thread.join(wait)
+
+    def _work(self) -> None:
+        try:
+            self._answer()
+        except UnderstudyError as error:
+            self._items.put(error)
+        except Exception as error:  # the person who asked must hear of it, and the log hold it
+            log.exception("Answering failed")
+            self._items.put(UnderstudyError(f"Answering failed ({type(error).__name__}).", "See the web log."))
+
+    def _answer(self) -> None:
+        question = self.question
+        corrected = corrected_answer(self.resources, question)
+        if corrected is not None:
+            self._record(corrected, "complete")
+            return
+        arrived = ""
+        stream = self.resources.assistant.stream(
+            question.text, question.history, model=question.model, stop=self._stop
+        )
+        try:
+            for item in stream:
+                if isinstance(item, Answer):
+                    stopped = self._stop.is_set() and item.finish_reason == "stop_requested"
+                    self._record(item, "interrupted" if stopped else "complete")
+                    return
+                arrived += item
+                self._items.put(item)
+        except UnderstudyError:
+            if arrived:
+                self._record_partial(arrived)
+            raise
+
+    def _record(self, answer: Answer, status: Status) -> None:
+        question = self.question
+        exchange = self.resources.feedback.record(
+            question.conversation_id, question.user, question.text, answer, status
+        )
+        self._items.put(Asked(exchange, answer, status))
+
+    def _record_partial(self, arrived: str) -> None:
+        """Keep what a dying engine had said. Nobody may vote on it and nothing trains on it."""
+        answer = Answer(
+            text=arrived.strip(),
+            raw=arrived,
+            mode="answer",
+            citations=(),
+            passages=(),
+            messages=(),
+            model=self.resources.model.id,
+            adapter=None,
+            prompt_version="",
+            supported=False,
+            finish_reason="engine_lost",
+            sampling={},
+            timings={},
+        )
+        question = self.question
+        self.resources.feedback.record(
+            question.conversation_id, question.user, question.text, answer, "interrupted"
+        )
+
+
+def corrected_answer(resources: Resources, question: Question) -> Answer | None:
+    """The answer that a reader's correction gives to this very question, or None when there is none."""
+    asked: Message = {"role": "user", "content": question.text}
+    if question.model != "live" or not stands_alone(question.text, [*question.history, asked]):
+        return None
+    correction = resources.feedback.find_correction(question.text, question.user)
+    return None if correction is None else _as_answer(resources, correction)
+
+
+def _as_answer(resources: Resources, correction: Correction) -> Answer:
+    """The correction as an answer: cited by the passages of the exchange that it corrects."""
+    original = resources.feedback.exchange(correction.exchange_id)
+    raw = cite(correction.text, original.units, resources.model)
+    resolved = resolve(raw, original.answer.passages)
+    return Answer(
+        text=resolved.text,
+        raw=raw,
+        mode="correction",
+        citations=resolved.citations,
+        passages=original.answer.passages,
+        messages=(),
+        model=resources.model.id,
+        adapter=None,
+        prompt_version=original.answer.prompt_version,
+        supported=True,
+        finish_reason="stop",
+        sampling={"correction": correction.id},
+        timings={},
+    )
+
+
+def history_of(exchanges: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    """(question, answer) pairs as chat messages."""
+    messages: list[Message] = []
+    for asked, answered in exchanges:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return tuple(messages)
