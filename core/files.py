@@ -96,7 +96,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would also split at U+2028 in a string
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"Could not read {path}: {error}.") from error
     for number, line in enumerate(lines, 1):

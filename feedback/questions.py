@@ -18,9 +18,9 @@ _LEANING = re.compile(
 _FILLER = frozenset(
     re.findall(
         r"\w+",
-        "a an the of in on at to for from by with and or is are was were be do does did has have had will would"
-        " can could should may must i we you my our your me us it this that there what which who whom when where"
-        " why how please tell",
+        "a an the of in on at to for from by with and or is are was were be do does did has have had will"
+        " would can could should may must i we you my our your me us it this that there what which who whom"
+        " when where why how please tell",
     )
 )
 NGRAM = 13
