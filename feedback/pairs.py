@@ -246,4 +246,4 @@ def _with_pseudonyms(example: Example, names: dict[str, str]) -> Example:
 
 def _merged(first: dict[str, Any], second: dict[str, Any], winner: dict[str, Any]) -> dict[str, Any]:
     lists = ("exchanges", "users", "corrections", "documents")
-    return winner | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in lists}
+    return winner | {name: sorted({*first[name], *second[name]}) for name in lists}

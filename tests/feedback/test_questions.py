@@ -72,7 +72,7 @@ def test_ten_planted_leaks_are_caught() -> None:
         "Who signs the delivery note for seed potatoes?",
         "How many days of parental leave does the cooperative grant?",
     ]
-    long = "Please write down in full all the steps that a member follows to return a broken tool to the shed today"
+    long = "Please write down in full all the steps that a member follows to return a broken tool today"
     excluded = Excluded([*gold, long])
     leaks = [
         *gold,

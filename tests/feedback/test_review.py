@@ -20,7 +20,7 @@ def test_the_queue_shows_what_a_reviewer_needs(house: House) -> None:
     first = house.store.correct(house.ask(QUESTION), "ann", "It is 30 days.")
     house.store.correct(house.ask("Who gets the letter?", user="bob"), "bob", "HR.")
     pending = house.review.pending()
-    assert [item.correction.id for item in pending][0] == first
+    assert pending[0].correction.id == first
     assert [item.exchange.question for item in pending] == [QUESTION, "Who gets the letter?"]
     assert pending[0].exchange.answer.text == "The notice period is 30 days. [1]"
     assert pending[0].exchange.answer.passages[0].units[0].text == "The notice period is 30 days."
