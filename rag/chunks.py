@@ -101,7 +101,7 @@ def _shorten(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def chunk(extracted: Extracted, max_tokens: int) -> list[Chunk]:
-    """Cut a document into chunks of about equal size per section, none over `max_tokens` of MiniLM's (estimated).
+    """Cut a document into chunks of about equal size per section, none over `max_tokens` (estimated).
 
     Only a single unit longer than that becomes a larger chunk of its own.
     """

@@ -1,0 +1,261 @@
+"""Documents: checked, stored under their content's hash, and turned into chunks.
+
+A document is `pending` (text and chunks stored, vectors missing), then `ready` in one commit, or `failed`.
+Only chunks of ready documents are found. The same bytes are the same document, however often they come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from core.db import Database, audit, now_ms
+from core.errors import DocumentError, NotFoundError
+from core.files import inside, require_space, write_bytes
+from core.settings import Settings
+from rag.chunks import chunk
+from rag.embed import Vectors
+from rag.loaders import kind_of
+from rag.passages import bump_version
+from rag.reader import Reader
+from rag.words import one_line
+
+_COLUMNS = """id, name, kind, bytes, origin, status, error, created_at, updated_at,
+    substr(text, 1, instr(text || char(10), char(10)) - 1) AS title,
+    (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks"""
+
+
+ChunkTexts = list[tuple[int, str]]
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A stored document. `name` and `title` are display text, never paths; times are UTC milliseconds."""
+
+    id: str
+    name: str
+    kind: str
+    bytes: int
+    origin: str
+    status: str
+    error: str
+    created_at: int
+    updated_at: int
+    title: str
+    chunks: int
+
+
+Documents = list[Document]
+
+
+class DocumentStore:
+    """Reads and writes documents and their chunks."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+        self.folder = settings.data_dir / "documents"
+
+    def add(self, name: str, data: bytes, origin: str, reader: Reader | None = None) -> Document:
+        """Check, read and store a document; it is `pending` until its vectors are saved.
+
+        Content that is stored already is returned as it is. `reader` may be shared between many calls.
+        Raises DocumentError with the reason when the document is refused; nothing is stored then.
+        """
+        self._check_size(len(data))
+        shown = display_name(name)
+        kind_of(shown, data)
+        document_id = hashlib.sha256(data).hexdigest()[:32]
+        known = self.find(document_id)
+        if known is not None and known.status != "failed":
+            return known
+        if reader is None:
+            with Reader(self.settings) as own:
+                extracted = own.read(shown, data)
+        else:
+            extracted = reader.read(shown, data)
+        pieces = chunk(extracted, self.settings.chunk_tokens)
+        require_space(self.folder, 2 * len(data) + (1 << 20))
+        now = now_ms()
+        with self.database.write() as connection:
+            # the bytes inside the transaction: `sweep` then never sees a file whose row is still to come
+            write_bytes(inside(self.folder, document_id), data)
+            _remove(connection, document_id)
+            connection.execute(
+                "INSERT INTO documents VALUES (?,?,?,?,?,'pending','',?,?,?)",
+                (document_id, shown, extracted.kind, len(data), origin, extracted.text, now, now),
+            )
+            connection.executemany(
+                'INSERT INTO chunks (document_id, ordinal, heading, page, start, "end", text, vector)'
+                " VALUES (?,?,?,?,?,?,?,x'')",
+                [
+                    (document_id, i, piece.heading, piece.page, piece.start, piece.end, piece.text)
+                    for i, piece in enumerate(pieces)
+                ],
+            )
+        return self.get(document_id)
+
+    def add_file(self, path: Path, origin: str, reader: Reader | None = None) -> Document:
+        """`add` a regular file; links, pipes, devices and files that change meanwhile are refused."""
+        return self.add(path.name, self._read(path), origin, reader)
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise DocumentError(f"The file cannot be opened: {error.strerror}.") from error
+        with os.fdopen(handle, "rb") as file:
+            before = os.fstat(handle)
+            if not stat.S_ISREG(before.st_mode):
+                raise DocumentError("This is not a regular file.")
+            self._check_size(before.st_size)
+            data = file.read(before.st_size + 1)
+            after = os.fstat(handle)
+        if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+            raise DocumentError("The file changed while it was read.", "Try again when it is complete.")
+        return data
+
+    def _check_size(self, size: int) -> None:
+        if size == 0:
+            raise DocumentError("The file is empty.")
+        if size > self.settings.upload_mb << 20:
+            raise DocumentError(
+                f"The file has {size / (1 << 20):.1f} MB; at most {self.settings.upload_mb} MB are read.",
+                "Split it, or raise the setting upload_mb.",
+            )
+
+    def list(self) -> Documents:
+        """Every document, newest first."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM documents ORDER BY created_at DESC, name, id"
+            ).fetchall()
+        return [Document(**dict(row)) for row in rows]
+
+    def find(self, document_id: str) -> Document | None:
+        """The document with this id, or None."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                f"SELECT {_COLUMNS} FROM documents WHERE id = ?", (document_id,)
+            ).fetchone()
+        return Document(**dict(row)) if row is not None else None
+
+    def get(self, document_id: str) -> Document:
+        """The document with this id (raises NotFoundError)."""
+        document = self.find(document_id)
+        if document is None:
+            raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
+        return document
+
+    def pending(self) -> Documents:
+        """Documents that wait for their vectors, oldest first."""
+        return [document for document in reversed(self.list()) if document.status == "pending"]
+
+    def text(self, document_id: str) -> str:
+        """The extracted text that chunk and citation offsets point into (raises NotFoundError)."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT text FROM documents WHERE id = ?", (document_id,)).fetchone()
+        if row is None:
+            raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
+        return str(row["text"])
+
+    def original(self, document_id: str) -> bytes:
+        """The bytes as they came (raises NotFoundError)."""
+        self.get(document_id)
+        return inside(self.folder, document_id).read_bytes()
+
+    def chunk_texts(self, document_id: str) -> ChunkTexts:
+        """Id and text to embed (title and heading first) of each chunk, in order."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT id, heading, text FROM chunks WHERE document_id = ? ORDER BY ordinal", (document_id,)
+            ).fetchall()
+        title = self.get(document_id).title
+        return [(row["id"], f"{_headline(title, row['heading'])}\n{row['text']}") for row in rows]
+
+    def save_chunks(self, document_id: str, ids: Ids, vectors: Vectors) -> bool:
+        """Store the chunks' vectors and make the document ready, in one commit.
+
+        `vectors` has shape (len(ids), 384). Returns False when it was deleted meanwhile.
+        """
+        with self.database.write() as connection:
+            row = connection.execute(
+                f"SELECT {_COLUMNS} FROM documents WHERE id = ?", (document_id,)
+            ).fetchone()
+            if row is None or row["status"] != "pending":
+                return False
+            connection.executemany(
+                "UPDATE chunks SET vector = ? WHERE id = ? AND document_id = ?",
+                [
+                    (vector.astype("<f4").tobytes(), i, document_id)
+                    for i, vector in zip(ids, vectors, strict=True)
+                ],
+            )
+            connection.execute(
+                "INSERT INTO chunks_fts (rowid, heading, text)"
+                " SELECT id, ? || ' > ' || heading, text FROM chunks WHERE document_id = ?",
+                (row["title"], document_id),
+            )
+            connection.execute(
+                "UPDATE documents SET status = 'ready', error = '', updated_at = ? WHERE id = ?",
+                (now_ms(), document_id),
+            )
+            bump_version(connection)
+        return True
+
+    def fail(self, document_id: str, reason: str) -> None:
+        """Mark a pending document as failed, with the reason shown to users."""
+        with self.database.write() as connection:
+            connection.execute(
+                "UPDATE documents SET status = 'failed', error = ?, updated_at = ?"
+                " WHERE id = ? AND status = 'pending'",
+                (reason, now_ms(), document_id),
+            )
+
+    def delete(self, document_id: str, actor: str = "local") -> None:
+        """Remove a document with its chunks, its search entries and its bytes (raises NotFoundError).
+
+        Its vectors leave the index at the next `Index.sync`; they are not found from now on.
+        """
+        document = self.get(document_id)
+        with self.database.write() as connection:
+            _remove(connection, document_id)
+            bump_version(connection)
+            audit(connection, actor, "document.delete", f"{document_id} {document.name}")
+            inside(self.folder, document_id).unlink(missing_ok=True)
+
+    def sweep(self) -> int:
+        """Remove stored bytes that no row names (a process died while adding); returns how many."""
+        removed = 0
+        with self.database.write() as connection:
+            known = {row["id"] for row in connection.execute("SELECT id FROM documents")}
+            for path in self.folder.glob("*") if self.folder.exists() else ():
+                if path.name not in known:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+
+def display_name(name: str) -> str:
+    """A file name as display text: no folders, no controls or direction marks, at most 200 characters."""
+    base = one_line(PurePath(name.replace("\\", "/")).name)
+    if len(base) <= 200:
+        return base or "untitled"
+    ending = PurePath(base).suffix[:12]
+    return base[: 200 - len(ending)] + ending
+
+
+def _headline(title: str, heading: str) -> str:
+    return f"{title} > {heading}" if heading else title
+
+
+def _remove(connection: Any, document_id: str) -> None:
+    connection.execute(
+        "DELETE FROM chunks_fts WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
+    )
+    connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))

