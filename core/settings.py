@@ -190,6 +190,7 @@ def quiet_environment() -> None:
         LANGSMITH_TRACING="false",
         WANDB_DISABLED="true",
         TRL_EXPERIMENTAL_SILENCE="1",
+        TQDM_DISABLE="1",
     )
 
 

