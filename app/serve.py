@@ -15,7 +15,7 @@ from types import FrameType
 
 from app.supervisor import Part, Supervisor
 from core.db import Database, audit
-from core.errors import SettingsError, StorageError
+from core.errors import SettingsError, StorageError, UnderstudyError
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import PROJECT, Settings, child_environment, engine_key, load_settings, quiet_environment
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = with_ports(settings)
         if options.scripted is None:
             settings = _with_model(settings)
-        if not options.no_samples:
-            add_samples(settings)
-        return supervise(settings, options.scripted)
+        return supervise(settings, options.scripted, samples=not options.no_samples)
 
 
 def parts(settings: Settings, scripted: Path | None = None) -> list[Part]:
@@ -72,7 +70,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return child_environment(settings, PYTHONUNBUFFERED="1")
 
 
-def supervise(settings: Settings, scripted: Path | None = None) -> int:
+def supervise(settings: Settings, scripted: Path | None = None, *, samples: bool = True) -> int:
     """Run until a signal asks to stop; returns 1 when the web process could not be kept running."""
     stopping = threading.Event()
 
@@ -84,6 +82,8 @@ def supervise(settings: Settings, scripted: Path | None = None) -> int:
     say(f"Starting the pages, the engine ({settings.model}) and the worker. Logs: {settings.data_dir / 'logs'}")
     supervisor = Supervisor(parts(settings, scripted), environment(settings), settings.data_dir, say)
     supervisor.start()
+    if samples:
+        threading.Thread(target=add_samples, args=(settings,), name="samples", daemon=True).start()
     try:
         watch(supervisor, stopping, f"http://{_reachable(settings)}")
     finally:
@@ -113,8 +113,9 @@ def watch(supervisor: Supervisor, stopping: threading.Event, url: str) -> None:
 
 
 def add_samples(settings: Settings) -> None:
-    """At the first start of a data folder, queue the sample documents; the worker reads them."""
+    """At the first start of a data folder, read the sample documents and queue the rest of the work."""
     from rag.documents import DocumentStore
+    from rag.reader import Reader
 
     database = Database(settings.database)
     try:
@@ -122,15 +123,17 @@ def add_samples(settings: Settings) -> None:
             if connection.execute("SELECT 1 FROM meta WHERE key = ?", (SAMPLES_DONE,)).fetchone():
                 return
         documents = DocumentStore(database, settings)
-        files = sorted(path for path in SAMPLES.glob("*") if path.is_file()) if SAMPLES.is_dir() else []
-        for path in files:
-            documents.add(path.name, path.read_bytes(), "sample")
-        if files:
-            Jobs(database).submit("ingest", once=True)
-            say(f"First start: adding {len(files)} sample documents. The Documents page shows when they are ready.")
+        files = sorted(path for path in SAMPLES.glob("*") if path.is_file())
+        with Reader(settings) as reader:
+            for path in files:
+                documents.add_file(path, "sample", reader)
         with database.write() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '1')", (SAMPLES_DONE,))
             audit(connection, "serve", "samples.add", f"{len(files)} documents")
+        Jobs(database).submit("ingest", once=True)
+        say(f"First start: adding {len(files)} sample documents. The Documents page shows when they are ready.")
+    except UnderstudyError as error:
+        say(f"The sample documents could not be added: {error}")
     finally:
         database.close()
 

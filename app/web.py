@@ -50,6 +50,7 @@ def streamlit_options(settings: Settings) -> dict[str, Any]:
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
         "client.showErrorLinks": False,
+        "client.disableDataExport": True,
         "global.developmentMode": False,
         "server.enableCORS": True,
         "server.enableXsrfProtection": True,

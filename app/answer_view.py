@@ -1,0 +1,178 @@
+"""One answer: its text, the control for each citation, why it came out so, the vote and the correction."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app.resources import USER, Resources
+from app.source_view import open_source
+from core.errors import UnderstudyError
+from core.types import Answer, Passage
+from feedback.records import Exchange
+from feedback.store import LONGEST, REASONS
+from rag.citations import safe_markdown
+
+THANKS_UP = "Thank you. Your vote goes into the next training set."
+THANKS_DOWN = "Thank you. Say below what it should have said: a correction teaches more than a vote."
+THANKS_CORRECTION = (
+    "Thank you. From now on you get this correction for this question at once; after review everybody does, "
+    "and the next adapter is trained on it."
+)
+
+
+def show_question(question: str) -> None:
+    """What the user asked."""
+    with st.chat_message("user"):
+        st.markdown(safe_markdown(question))
+
+
+@st.fragment
+def show_answer(parts: Resources, exchange: Exchange) -> None:
+    """One answer with its controls; a vote redraws only this fragment."""
+    answer = exchange.answer
+    mode_line(parts, exchange)
+    st.markdown(safe_markdown(answer.text) if answer.text else "*(nothing)*")
+    if answer.citations:
+        citations(parts, exchange)
+    if exchange.status == "complete":
+        vote(parts, exchange)
+    st.caption(caption(answer))
+
+
+def mode_line(parts: Resources, exchange: Exchange) -> None:
+    """Say what kind of answer this is when it is not simply the model's."""
+    if exchange.status != "complete":
+        lost = exchange.answer.finish_reason == "engine_lost"
+        st.badge("Cut off: the model stopped" if lost else "Stopped", icon=":material/stop_circle:", color="orange")
+    elif exchange.answer.mode == "correction":
+        reviewed = correction_status(parts, exchange.answer) == "approved"
+        st.badge(
+            "Reviewed correction" if reviewed else "Corrected by a reader, awaiting review",
+            icon=":material/edit_note:",
+            color="green" if reviewed else "orange",
+        )
+    elif exchange.answer.mode == "quotes":
+        st.badge("Quoted from the documents", icon=":material/format_quote:", color="blue")
+    elif exchange.answer.mode == "refusal":
+        st.badge("Not found in the documents", icon=":material/search_off:", color="gray")
+
+
+def correction_status(parts: Resources, answer: Answer) -> str:
+    """The state of the correction behind an answer, as it is now."""
+    try:
+        return parts.review.get(str(answer.sampling.get("correction", ""))).status
+    except UnderstudyError:
+        return "gone"
+
+
+def citations(parts: Resources, exchange: Exchange) -> None:
+    """A button for each citation that opens its place in the source."""
+    with st.container(horizontal=True, gap="small"):
+        for citation in exchange.answer.citations:
+            label = f"[{citation.number}] {short(citation.document, 34)}"
+            if citation.page:
+                label += f", p. {citation.page}"
+            if st.button(
+                safe_markdown(label),
+                key=f"cite-{exchange.id}-{citation.number}",
+                help=safe_markdown(short(citation.heading or citation.quote, 120)),
+                icon=":material/article:",
+            ):
+                open_source(parts, citation)
+
+
+def vote(parts: Resources, exchange: Exchange) -> None:
+    """Thumbs, why, and after a thumb down the reasons and the corrected answer."""
+    known = parts.feedback.vote_of(exchange.id, USER)
+    key = f"vote-{exchange.id}"
+    if key not in st.session_state and known is not None:
+        st.session_state[key] = 1 if known.value == 1 else 0
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.feedback("thumbs", key=key, on_change=save_vote, args=(parts, exchange.id, key))
+        with st.popover("Why this answer", icon=":material/info:", type="tertiary"):
+            why(exchange.answer)
+    value = st.session_state.get(key)
+    correction = parts.feedback.correction_of(exchange.id, USER)
+    if value == 1:
+        st.caption(THANKS_UP)
+    elif value == 0:
+        st.caption(THANKS_CORRECTION if correction else THANKS_DOWN)
+        correction_form(parts, exchange, correction.text if correction else "")
+
+
+def save_vote(parts: Resources, exchange_id: str, key: str) -> None:
+    """Callback of the thumbs: an upsert, or nothing when the thumb was taken back."""
+    value = st.session_state.get(key)
+    if value is None:
+        parts.feedback.unvote(exchange_id, USER)
+    else:
+        known = parts.feedback.vote_of(exchange_id, USER)
+        parts.feedback.vote(exchange_id, USER, 1 if value == 1 else -1, known.reason if known and value == 0 else "")
+
+
+def correction_form(parts: Resources, exchange: Exchange, text: str) -> None:
+    """Reason chips and the answer it should have been."""
+    known = parts.feedback.vote_of(exchange.id, USER)
+    reason = st.pills(
+        "What was wrong?", REASONS, default=(known.reason or None) if known else None, key=f"reason-{exchange.id}"
+    )
+    if known is not None and (reason or "") != known.reason:
+        parts.feedback.vote(exchange.id, USER, -1, reason or "", known.comment)
+    with st.form(f"correct-{exchange.id}", border=False):
+        written = st.text_area(
+            "What should it have said?",
+            value=text,
+            max_chars=LONGEST,
+            height=90,
+            placeholder="The right answer in a sentence or two, or: Not in the documents.",
+        )
+        if st.form_submit_button("Save correction", icon=":material/save:"):
+            try:
+                parts.feedback.correct(exchange.id, USER, written or "")
+            except UnderstudyError as error:
+                st.warning(safe_markdown(str(error)))
+            else:
+                st.rerun(scope="fragment")
+
+
+def caption(answer: Answer) -> str:
+    """Who answered: model, adapter, time."""
+    if answer.mode == "correction":
+        return "From a reader's correction, not from the model"
+    who = f"{answer.model} · {answer.adapter or 'no adapter'}"
+    total = answer.timings.get("total_ms")
+    return safe_markdown(who + (f" · {total / 1000:.1f} s" if total else ""))
+
+
+def why(answer: Answer) -> None:
+    """What the answer was made from."""
+    st.markdown("**Passages the model read**")
+    if not answer.passages:
+        st.caption("None.")
+    for passage in answer.passages:
+        st.markdown(safe_markdown(place(passage)))
+        scores = ", ".join(f"{name} {value:.3g}" for name, value in passage.scores.items())
+        st.caption(safe_markdown(short(passage.text, 160) + (f" ({scores})" if scores else "")))
+    st.markdown("**How it was written**")
+    times = ", ".join(f"{name.removesuffix('_ms')} {value:,.0f} ms" for name, value in answer.timings.items())
+    rows = {
+        "Model": answer.model,
+        "Adapter": answer.adapter or "none",
+        "Kind": answer.mode,
+        "Supported by the cited lines": "yes" if answer.supported else "no",
+        "Prompt version": answer.prompt_version,
+        "Times": times,
+    }
+    st.caption("  \n".join(f"{name}: {safe_markdown(value)}" for name, value in rows.items() if value))
+
+
+def place(passage: Passage) -> str:
+    """Document, heading and page of a passage."""
+    where = f"{passage.document} › {passage.heading}" if passage.heading else passage.document
+    return f"{where}, p. {passage.page}" if passage.page else where
+
+
+def short(text: str, length: int) -> str:
+    """The text on one line, cut with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,0 +1,180 @@
+"""The Chat page: ask, watch the answer come, open its sources, judge it."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from app.answer_view import show_answer, show_question
+from app.asking import Asked, Question, Turn, history_of
+from app.notices import engine_notice, error_notice, model_notice
+from app.resources import USER, Resources, resources
+from core.errors import UnderstudyError
+from feedback.records import Exchange
+from rag.citations import safe_markdown
+
+EXAMPLES = (
+    "How long does a loan bike repair take?",
+    "What is the notice period?",
+    "Who do I call in an emergency?",
+    "What does membership cost?",
+)
+SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
+LISTED = 12  # conversations in the sidebar
+STREAM_S = 0.1
+
+
+def page() -> None:
+    """Draw the page once."""
+    parts = resources()
+    conversation = current_conversation(parts)
+    sidebar(parts, conversation)
+    model_notice(parts)
+    exchanges = parts.feedback.exchanges(conversation, USER) if conversation else []
+    show_exchanges(exchanges, parts)
+    asked = st.session_state.pop("asked", None)
+    if not exchanges and asked is None and "problem" not in st.session_state:
+        empty_state(parts)
+    typed = st.chat_input(
+        "Ask about your documents", key="question", max_chars=4000, submit_mode="disable"
+    )
+    engine_notice(parts)
+    if typed or asked:
+        take_turn(parts, conversation, (typed or asked or "").strip(), exchanges)
+    else:
+        show_problem()
+
+
+def current_conversation(parts: Resources) -> str | None:
+    """The conversation in the session, or the one that the address names when it is this user's."""
+    if "conversation" not in st.session_state:
+        wanted = st.query_params.get("c")
+        mine = {conversation.id for conversation in parts.feedback.conversations(USER)} if wanted else set()
+        st.session_state["conversation"] = wanted if wanted in mine else None
+    conversation: str | None = st.session_state["conversation"]
+    if conversation:
+        st.query_params["c"] = conversation
+    else:
+        st.query_params.clear()
+    return conversation
+
+
+def open_conversation(conversation: str | None) -> None:
+    """Callback of the sidebar."""
+    st.session_state["conversation"] = conversation
+    st.session_state.pop("problem", None)
+    st.session_state.pop("shown", None)
+
+
+def sidebar(parts: Resources, current: str | None) -> None:
+    """New chat and the latest conversations."""
+    with st.sidebar:
+        st.button(
+            "New chat", icon=":material/add:", width="stretch", on_click=open_conversation, args=(None,), key="new_chat"
+        )
+        conversations = parts.feedback.conversations(USER, limit=LISTED)
+        if conversations:
+            st.caption("Recent")
+        for conversation in conversations:
+            title = conversation.title if len(conversation.title) <= 38 else conversation.title[:36] + "…"
+            st.button(
+                safe_markdown(title),
+                key=f"open-{conversation.id}",
+                type="secondary" if conversation.id == current else "tertiary",
+                width="stretch",
+                on_click=open_conversation,
+                args=(conversation.id,),
+            )
+
+
+def show_exchanges(exchanges: list[Exchange], parts: Resources) -> None:
+    """The latest exchanges; earlier ones on request."""
+    shown = st.session_state.setdefault("shown", SHOWN)
+    if len(exchanges) > shown and st.button("Show earlier", icon=":material/history:", type="tertiary"):
+        st.session_state["shown"] = shown + 20
+        st.rerun()
+    for exchange in exchanges[-shown:]:
+        show_question(exchange.question)
+        with st.chat_message("assistant"):
+            show_answer(parts, exchange)
+
+
+def empty_state(parts: Resources) -> None:
+    """What to do first."""
+    st.title("Ask your documents", anchor=False)
+    ready = [document for document in parts.documents.list() if document.status == "ready"]
+    waiting = [document for document in parts.documents.list() if document.status == "pending"]
+    if waiting:
+        st.caption(f"{len(ready)} of {len(ready) + len(waiting)} documents are ready; the rest are being read.")
+    elif ready:
+        st.caption(f"{len(ready)} documents are ready. Every answer names its sources, and your vote improves it.")
+    else:
+        st.info("There are no documents yet. Add some on the Documents page.", icon=":material/description:")
+    if any(document.origin == "sample" for document in ready + waiting):
+        left, right = st.columns(2)
+        for number, example in enumerate(EXAMPLES):
+            column = left if number % 2 == 0 else right
+            column.button(example, key=f"example-{number}", width="stretch", on_click=ask_again, args=(example,))
+
+
+def ask_again(question: str) -> None:
+    """Callback: put a question as if it were typed."""
+    st.session_state["asked"] = question
+    st.session_state.pop("problem", None)
+
+
+def take_turn(parts: Resources, conversation: str | None, question: str, exchanges: list[Exchange]) -> None:
+    """Answer one question on the page; whatever happens to the page, the exchange is recorded."""
+    st.session_state.pop("problem", None)
+    if not question:
+        return
+    if conversation is None:
+        conversation = parts.feedback.start_conversation(USER, question)
+        st.session_state["conversation"] = conversation
+    show_question(question)
+    done = [e for e in exchanges if e.status == "complete"]
+    history = history_of([(e.question, e.answer.text) for e in done[-4:]])
+    with st.chat_message("assistant"):
+        problem = stream(Turn(parts, Question(conversation, USER, question, history)), parts)
+    if problem is not None:
+        st.session_state["problem"] = (question, problem)
+    st.rerun()
+
+
+def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
+    """Draw the answer as it comes; returns what went wrong, if something did."""
+    place = st.empty()
+    st.button("Stop", icon=":material/stop_circle:", key="stop", type="tertiary")
+    began, text = time.monotonic(), ""
+    try:
+        while True:
+            # drawing also lets Streamlit interrupt this run when somebody presses Stop
+            item = turn.next(STREAM_S)
+            if isinstance(item, Asked):
+                return None
+            if isinstance(item, UnderstudyError):
+                return item
+            text += item or ""
+            if text:
+                place.markdown(safe_markdown(text))
+            else:
+                what = "Looking through the documents" if parts.warm else "Starting: loading the reading models"
+                place.caption(f"{what} … {time.monotonic() - began:.0f} s")
+    finally:
+        turn.stop(wait=3)
+
+
+def show_problem() -> None:
+    """A question that could not be answered stays, with a way to ask it again."""
+    problem = st.session_state.get("problem")
+    if problem is None:
+        return
+    question, error = problem
+    show_question(question)
+    with st.chat_message("assistant"):
+        error_notice(error)
+        st.button("Ask again", icon=":material/refresh:", on_click=ask_again, args=(question,), key="retry")
+
+
+page()

@@ -1,0 +1,18 @@
+"""The entry of the pages: navigation, and nothing else."""
+
+from pathlib import Path
+
+import streamlit as st
+
+FOLDER = Path(__file__).parent
+
+st.set_page_config(page_title="Understudy", page_icon=str(FOLDER / "mark.svg"), layout="centered")
+st.logo(str(FOLDER / "mark.svg"), size="large")
+st.navigation(
+    [
+        st.Page(FOLDER / "chat_page.py", title="Chat", icon=":material/chat:", default=True),
+        st.Page(FOLDER / "documents_page.py", title="Documents", icon=":material/description:"),
+        st.Page(FOLDER / "training_page.py", title="Training", icon=":material/school:"),
+        st.Page(FOLDER / "adapters_page.py", title="Adapters", icon=":material/theater_comedy:"),
+    ]
+).run()

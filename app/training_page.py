@@ -1,0 +1,235 @@
+"""The Training page: review corrections, see the data set they make, train, and read the judge's report."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import streamlit as st
+
+from app.answer_view import place, short
+from app.resources import USER, Resources, resources
+from app.run_view import history, live
+from app.source_view import marked
+from core.errors import UnderstudyError
+from core.jobs import Job
+from core.settings import METHODS
+from feedback.dataset import is_held_out
+from feedback.pairs import best, examples
+from feedback.review import Pending
+from rag.citations import safe_markdown
+from rag.prompt import cite
+
+QUEUED = 20  # corrections drawn at once
+FAST_CLICKS = 10  # approvals a minute from which a reviewer is reminded to read
+ROWS = 30
+LABELS = {
+    "sft": "SFT: imitate approved answers",
+    "dpo": "DPO: prefer the correction to what it corrects",
+    "grpo": "GRPO: try answers, keep what is right and cited",
+}
+
+
+def page() -> None:
+    """Draw the page once."""
+    parts = resources()
+    st.title("Training", anchor=False)
+    st.caption("Votes and approved corrections become a data set, the data set an adapter; a judge decides its fate.")
+    counts(parts)
+    review_tab, data_tab, run_tab = st.tabs(["Review", "Data set", "Runs"], key="training_tab")
+    with review_tab:
+        review(parts)
+    with data_tab:
+        dataset(parts)
+    with run_tab:
+        runs(parts)
+
+
+def counts(parts: Resources) -> None:
+    """What feedback there is."""
+    numbers = parts.feedback.counts()
+    shown = {
+        "Answers": numbers["exchanges"],
+        "Thumbs up": numbers["up"],
+        "Thumbs down": numbers["down"],
+        "To review": numbers["pending"],
+        "Approved": numbers["approved"],
+    }
+    with st.container(horizontal=True, gap="small"):
+        for label, number in shown.items():
+            st.metric(label, number, border=True, width=128)
+
+
+def review(parts: Resources) -> None:
+    """Corrections that wait, each beside what it corrects."""
+    waiting = parts.review.pending(limit=QUEUED)
+    message = st.session_state.pop("review_message", "")
+    if message:
+        st.warning(message, icon=":material/warning:")
+    if not waiting:
+        st.info("No corrections wait. They appear here when somebody corrects an answer.", icon=":material/done_all:")
+        return
+    if too_fast():
+        st.warning(
+            "You are approving quickly. What you approve answers everybody and trains the model.", icon=":material/speed:"
+        )
+    for pending in waiting:
+        card(parts, pending)
+    total = parts.feedback.counts()["pending"]
+    if total > 1 and st.button(f"Approve all {total}", icon=":material/done_all:", key="approve_all"):
+        approve_all(parts, total)
+
+
+def card(parts: Resources, pending: Pending) -> None:
+    """One correction: question, answer given, correction, and the passages to check it by."""
+    correction, exchange = pending.correction, pending.exchange
+    with st.container(border=True, key=f"pending-{correction.id}"):
+        st.markdown(f"**{safe_markdown(short(exchange.question, 400))}**")
+        left, right = st.columns(2)
+        with left:
+            st.caption("Was answered")
+            st.markdown(safe_markdown(exchange.answer.text) or "(nothing)")
+        with right:
+            st.caption("Should be")
+            st.markdown(safe_markdown(correction.text))
+        with st.expander("The passages that were shown"):
+            for passage in exchange.answer.passages:
+                st.caption(safe_markdown(place(passage)))
+                st.markdown(safe_markdown(passage.text))
+            if not exchange.answer.passages:
+                st.caption("None.")
+        with st.container(horizontal=True):
+            decide = {"parts": parts, "correction_id": correction.id, "text": correction.text}
+            st.button(
+                "Approve", key=f"approve-{correction.id}", type="primary", icon=":material/check:",
+                on_click=decided, kwargs={**decide, "approve": True},
+            )  # fmt: skip
+            st.button(
+                "Reject", key=f"reject-{correction.id}", icon=":material/close:",
+                on_click=decided, kwargs={**decide, "approve": False},
+            )  # fmt: skip
+
+
+def decided(*, parts: Resources, correction_id: str, text: str, approve: bool) -> None:
+    """Callback: decide on the text that was read."""
+    try:
+        if approve:
+            parts.review.approve(correction_id, USER, text=text)
+            st.session_state.setdefault("approvals", []).append(time.monotonic())
+        else:
+            parts.review.reject(correction_id, USER, text=text)
+    except UnderstudyError as error:
+        st.session_state["review_message"] = safe_markdown(str(error))
+
+
+def too_fast() -> bool:
+    """Whether this reviewer approved more in the last minute than a person can read."""
+    recent = [moment for moment in st.session_state.get("approvals", []) if time.monotonic() - moment < 60]
+    st.session_state["approvals"] = recent
+    return len(recent) >= FAST_CLICKS
+
+
+@st.dialog("Approve all?", icon=":material/done_all:")
+def approve_all(parts: Resources, total: int) -> None:
+    """Ask, then approve everything that waits."""
+    st.markdown(
+        f"All {total} corrections will answer everybody and go into the next data set. "
+        "The judge still decides whether what was trained on them takes the stage."
+    )
+    with st.container(horizontal=True):
+        if st.button("Approve all", type="primary", key="approve_all_yes"):
+            parts.review.approve_all(USER)
+            st.rerun()
+        if st.button("Cancel", key="approve_all_no"):
+            st.rerun()
+
+
+def dataset(parts: Resources) -> None:
+    """What a run that started now would be trained on."""
+    found, drops = examples(parts.database, lambda text, units: cite(text, units, parts.model))
+    usable = [example for example in found if example.grounded]
+    seed = parts.settings.seed
+    held = [example for example in usable if is_held_out(example.key, 0.2, seed)]
+    train = [example for example in usable if not is_held_out(example.key, 0.2, seed)]
+    rows, pairs = best(train), [example for example in train if example.pair]
+    st.markdown(
+        f"A run that starts now imitates **{len(rows)}** answers, learns from **{len(pairs)}** pairs, and keeps "
+        f"**{len(held)}** back for the judge. At least 8 answers are needed."
+    )
+    reasons: dict[str, int] = {}
+    for reason in [drop.reason for drop in drops] + ["no passage that was shown holds it"] * (len(found) - len(usable)):
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        st.caption("Left out: " + safe_markdown("; ".join(f"{n} × {reason}" for reason, n in reasons.items())) + ".")
+    for example in rows[:ROWS]:
+        with st.container(border=True):
+            st.markdown(f"**{safe_markdown(short(example.exchange.question, 300))}**")
+            st.markdown(marked(example.completion))
+            if example.pair:
+                st.caption("Instead of: " + safe_markdown(short(example.rejected, 300)))
+            st.caption(f"From a {example.provenance['kind']}")
+    if len(rows) > ROWS:
+        st.caption(f"{len(rows) - ROWS} more.")
+
+
+def runs(parts: Resources) -> None:
+    """Start a run, or watch the one at work; below, what earlier ones came to."""
+    job = next((job for job in parts.jobs.list("retrain", limit=1)), None)
+    if job is not None and job.open:
+        live(parts, job.id)
+    else:
+        if job is not None:
+            outcome(job)
+        start_form(parts)
+    history(parts)
+
+
+def outcome(job: Job) -> None:
+    """How the last run's job ended, when it did not end in a verdict."""
+    if job.status == "failed":
+        st.error(safe_markdown(f"The last run failed: {job.message}"), icon=":material/error:")
+    elif job.status == "cancelled":
+        st.info("The last run was cancelled.", icon=":material/cancel:")
+
+
+def start_form(parts: Resources) -> None:
+    """Choose the stages and go."""
+    if importlib.util.find_spec("trl") is None or importlib.util.find_spec("peft") is None:
+        st.info(
+            "This installation can chat but not train. Install `requirements-train.txt` to train.",
+            icon=":material/school:",
+        )
+        return
+    with st.form("start_run"):
+        methods = st.pills(
+            "Stages, in this order",
+            METHODS,
+            selection_mode="multi",
+            default=[method for method in METHODS if method in parts.settings.method_list],
+            format_func=lambda method: LABELS[method],
+        )
+        four_bit = st.toggle(
+            "4-bit base (QLoRA)",
+            value=parts.settings.four_bit,
+            help="Less GPU memory, somewhat slower. On a CPU it saves nothing.",
+        )
+        st.caption(duration(parts))
+        if st.form_submit_button("Start training", type="primary", icon=":material/play_arrow:"):
+            if not methods:
+                st.warning("Choose at least one stage.")
+                return
+            payload = {"methods": [m for m in METHODS if m in methods], "four_bit": bool(four_bit)}
+            parts.jobs.submit("retrain", payload, once=True)
+            st.rerun()
+
+
+def duration(parts: Resources) -> str:
+    """How long the last finished run took, or what to expect of the first."""
+    done = next((job for job in parts.jobs.list("retrain") if job.status == "done"), None)
+    if done is None:
+        return "With the built-in model and some dozens of votes a run takes a few minutes on a CPU. Chat stays usable."
+    minutes = (done.updated_at - done.created_at) / 60_000
+    return f"The last run took {minutes:.1f} minutes. Chat stays usable meanwhile."
+
+
+page()
