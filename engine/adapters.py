@@ -1,0 +1,194 @@
+"""Bringing the adapter on stage into the engine: check, load, try, then switch.
+
+The registry says who should be on stage; this follows it about once a second. A candidate is switched to only
+after its hash, header, fit and canary prompts passed; until then, and when it fails, the old one keeps
+answering. A failure is reported and tried again only after a pause, or when the registry changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from core.adapters import Adapter, AdapterRegistry
+from core.db import Database, audit
+from core.errors import ModelError, NotFoundError, UnderstudyError
+from core.files import read_json, sha256_of, write_json
+from core.settings import Settings
+from engine.backend import Backend
+from engine.scheduler import Scheduler
+
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 60.0
+KEEP_ASIDE = 2  # adapters kept beside the one on stage, for comparing candidates
+MAX_CRASHES = 2
+TRIAL = "engine-trial.json"
+
+
+class Stage:
+    """Which adapter answers to `live`, and which others are loaded.
+
+    `base_file` None (the scripted engine) believes the registry without looking at files.
+    """
+
+    def __init__(self, settings: Settings, base: str, base_file: Path | None, backend: Backend) -> None:
+        self.base = base
+        self.live: str | None = None
+        self.seq = 0
+        self.error = ""
+        self.scheduler = Scheduler(backend, self.adapter_of)
+        self._settings = settings
+        self._base_file = base_file
+        self._base_sha256 = ""
+        self._backend = backend
+        self._registry: AdapterRegistry | None = None
+        self._aside: OrderedDict[str, None] = OrderedDict()
+        self._failed_seq: int | None = None
+        self._retry_at = 0.0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+
+    @property
+    def loaded(self) -> list[str]:
+        """Ids of the adapters in memory, the one on stage first."""
+        return ([self.live] if self.live else []) + list(self._aside)
+
+    def facts(self) -> dict[str, Any]:
+        """What the backend says about the model."""
+        return self._backend.facts()
+
+    def fingerprint(self, adapter_id: str | None) -> str:
+        """`<base>@<adapter or base>`, as every reply carries it."""
+        return f"{self.base}@{adapter_id or 'base'}"
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter a model name stands for now (raises ModelError when it is not loaded)."""
+        if name in ("live", "base", self.base):
+            return None if name == "base" else self.live
+        if name not in self.loaded:
+            raise ModelError(f"Adapter {name} is not loaded any more.", "Ask again.")
+        return name
+
+    def watch(self) -> None:
+        """Follow the registry until closed; runs on a thread of its own."""
+        while not self._closing.wait(POLL_SECONDS):
+            if self.scheduler.state == "ready":
+                self.sync()
+
+    def close(self) -> None:
+        """Stop watching and stop the owner thread."""
+        self._closing.set()
+        self.scheduler.stop()
+
+    def sync(self, *, force: bool = False) -> None:
+        """Make `live` what the registry says. Never raises: `error` says what went wrong.
+
+        `force` tries again at once what failed before.
+        """
+        with self._lock:
+            seq = self._failed_seq
+            try:
+                registry = self._open()
+                promotion = registry.on_stage(self.base) if registry else None
+                seq, wanted = (promotion.seq, promotion.adapter_id) if promotion else (0, None)
+                waiting = seq == self._failed_seq and time.monotonic() < self._retry_at
+                if seq == self.seq and wanted == self.live:
+                    self._failed_seq, self.error = None, ""
+                elif force or not waiting:
+                    self._switch(wanted, seq)
+            except Exception as error:  # the old adapter goes on answering, whatever is wrong with the new
+                self._failed(seq, error)
+
+    def ensure(self, name: str) -> None:
+        """Load the adapter that a request names, unless it is there.
+
+        Raises NotFoundError when the registry has no such adapter for this base, ModelError when it is unfit.
+        """
+        if name in ("live", "base", self.base) or name in self.loaded:
+            return
+        with self._lock:
+            registry = self._open()
+            if registry is None:
+                raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
+            self._load(registry.get(name))
+            self._aside[name] = None
+            self._evict()
+
+    def _switch(self, wanted: str | None, seq: int) -> None:
+        registry = self._open()
+        if wanted is not None and wanted not in self.loaded and registry is not None:
+            self._load(registry.get(wanted))
+        old, self.live, self.seq = self.live, wanted, seq
+        self._aside.pop(wanted or "", None)
+        if old is not None and old != wanted:
+            self._aside[old] = None
+        self._failed_seq, self.error = None, ""
+        self._note("adapter.live", f"{wanted or 'base'} (promotion {seq})")
+        self._evict()
+
+    def _load(self, adapter: Adapter) -> None:
+        if adapter.base != self.base:
+            raise NotFoundError(f"Adapter {adapter.id} belongs to {adapter.base}, not to {self.base}.")
+        path = Path() if self._base_file is None else self._checked(adapter)
+        self._trial(adapter, over=False)
+        try:
+            self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
+        finally:
+            self._trial(adapter, over=True)
+
+    def _checked(self, adapter: Adapter) -> Path:
+        assert self._base_file is not None
+        assert self._registry is not None
+        # seconds for a large file, so only when the first adapter comes
+        self._base_sha256 = self._base_sha256 or sha256_of(self._base_file)
+        if adapter.base_sha256 != self._base_sha256:
+            raise ModelError(
+                f"Adapter {adapter.id} was made for another file of {self.base}.",
+                "Train it again on this one.",
+            )
+        return self._registry.verify(adapter)
+
+    def _trial(self, adapter: Adapter, *, over: bool) -> None:
+        """Count a trial before native code sees the adapter and uncount it after: a crash leaves the count.
+
+        Raises ModelError when the adapter crashed the engine before, so that it does not do so for ever.
+        """
+        note = self._settings.data_dir / TRIAL
+        crashes: dict[str, int] = {}
+        with suppress(UnderstudyError):
+            crashes = dict(read_json(note))
+        count = crashes.pop(adapter.sha256, 0)
+        if not over and count >= MAX_CRASHES:
+            raise ModelError(f"Adapter {adapter.id} crashed the engine {count} times.", "Roll back.")
+        if not over:
+            crashes[adapter.sha256] = count + 1
+        if crashes or note.exists():
+            write_json(note, crashes)
+
+    def _evict(self) -> None:
+        while len(self._aside) > KEEP_ASIDE:
+            stale, _ = self._aside.popitem(last=False)
+            self.scheduler.call(lambda stale=stale: self._backend.free_adapter(stale)).result()  # type: ignore[misc]
+
+    def _open(self) -> AdapterRegistry | None:
+        if self._registry is None and self._settings.database.exists():
+            database = Database(self._settings.database)
+            self._registry = AdapterRegistry(database, self._settings.data_dir / "adapters")
+        return self._registry
+
+    def _failed(self, seq: int | None, error: Exception) -> None:
+        message = str(error)
+        self._failed_seq, self._retry_at = seq, time.monotonic() + RETRY_SECONDS
+        if message != self.error:
+            self.error = message
+            self._note("adapter.failed", message)
+
+    def _note(self, action: str, detail: str) -> None:
+        print(f"engine: {action}: {detail}", flush=True)
+        if self._registry is not None:
+            with suppress(UnderstudyError), self._registry.database.write() as connection:
+                audit(connection, "engine", action, detail)

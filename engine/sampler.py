@@ -1,0 +1,45 @@
+"""How the next token is chosen: llama.cpp's sampler chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.requests import Sampling
+
+PENALTY_WINDOW = 256  # tokens
+
+
+class Sampler:
+    """llama.cpp's sampler chain for one reply."""
+
+    def __init__(self, library: Any, context: Any, vocabulary: int, sampling: Sampling) -> None:
+        self._lib = library
+        self._context = context
+        self._chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+        for sampler in self._samplers(vocabulary, sampling):
+            library.llama_sampler_chain_add(self._chain, sampler)
+
+    def _samplers(self, vocabulary: int, sampling: Sampling) -> list[Any]:
+        lib = self._lib
+        chosen = []
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if penalties != (1.0, 0.0, 0.0):
+            chosen.append(lib.llama_sampler_init_penalties(vocabulary, PENALTY_WINDOW, *penalties))
+        if sampling.temperature == 0:
+            return [*chosen, lib.llama_sampler_init_greedy()]
+        if sampling.top_k:
+            chosen.append(lib.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            chosen.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            chosen.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
+        chosen.append(lib.llama_sampler_init_temp(sampling.temperature))
+        return [*chosen, lib.llama_sampler_init_dist(sampling.seed)]
+
+    def next(self) -> int:
+        """Choose and accept the next token."""
+        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
+
+    def close(self) -> None:
+        """Free the chain."""
+        self._lib.llama_sampler_free(self._chain)
