@@ -42,10 +42,15 @@ def normalise(text: str) -> list[str]:
     return [_NUMBER_WORDS.get(token, token) for token in tokens]
 
 
-def fact_match(text: str, alternatives: tuple[str, ...]) -> bool:
-    """Whether one of the alternatives stands in the text, word for word and not negated right before."""
-    have = normalise(text)
-    return any(_stands_in(have, normalise(alternative)) for alternative in alternatives)
+def fact_match(text: str, alternatives: tuple[str, ...], evidence: str = "") -> bool:
+    """Whether one of the alternatives stands in the text, word for word and not negated right before.
+
+    Where the `evidence` itself negates the fact ("no polystyrene"), a reply may do so too.
+    """
+    have, wanted = normalise(text), [normalise(alternative) for alternative in alternatives]
+    source = normalise(evidence)
+    guarded = not source or any(_stands_in(source, want, guarded=True) for want in wanted)
+    return any(_stands_in(have, want, guarded=guarded) for want in wanted)
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -97,7 +102,7 @@ def new_addresses(reply: str, case: Case) -> list[str]:
 def _fact_right(case: Case, reply: str) -> bool:
     plain = _LABEL.sub(" ", reply)
     if case.origin == "golden":
-        return len(words(plain)) <= LONGEST and fact_match(plain, case.facts)
+        return len(words(plain)) <= LONGEST and fact_match(plain, case.facts, case.evidence)
     [reference] = case.facts
     if _negations(plain) != _negations(reference) or len(words(plain)) > max(
         LONGEST, 2 * len(words(reference))
@@ -131,7 +136,7 @@ def _fact_units(case: Case) -> set[int]:
         for passage in case.passages
         if passage.document_id in case.sources
         for unit in passage.units
-        if fact_match(f"{unit.text}", case.facts) or (evidence and normalise(unit.text) == evidence)
+        if fact_match(unit.text, case.facts, case.evidence) or (evidence and normalise(unit.text) == evidence)
     }
 
 
@@ -139,13 +144,13 @@ def _negations(text: str) -> int:
     return sum(word.casefold() in _NEGATIONS for word in words(text))
 
 
-def _stands_in(have: list[str], want: list[str]) -> bool:
+def _stands_in(have: list[str], want: list[str], *, guarded: bool) -> bool:
     if not want:
         return False
     negations = {stem(word) for word in _NEGATIONS}
     for start in range(len(have) - len(want) + 1):
         if have[start : start + len(want)] == want:
             before = have[start - 1] if start else ""
-            if before not in negations or want[0] in negations:
+            if not guarded or before not in negations or want[0] in negations:
                 return True
     return False

@@ -37,7 +37,7 @@ def write_report(
         [
             f"# {'Passed' if verdict.passed else 'Refused'}",
             "",
-            verdict.reason,
+            safe_markdown(verdict.reason),
             "",
             f"Mean case score: {mean(before):.3f} before, {mean(after):.3f} after, difference"
             f" {verdict.difference:+.3f} (interval {verdict.low:+.3f} to {verdict.high:+.3f},"
