@@ -117,6 +117,11 @@ class Jobs:
             )
         return self.get(row["id"])
 
+    def expire_leases(self) -> None:
+        """End every lease; for the one worker of a data folder at its start, when all holders are dead."""
+        with self.database.write() as connection:
+            connection.execute("UPDATE jobs SET lease_until = 0 WHERE status = 'running'")
+
     def heartbeat(
         self, job: Job, progress: float | None = None, message: str | None = None
     ) -> bool:

@@ -85,7 +85,7 @@ def fact_score(reference: str, reply: str) -> float:
 
 
 def citation_score(units: dict[int, str], reply: str) -> float:
-    """Mean share of each sentence's words that the units it cites hold; a missing or unknown label scores 0."""
+    """Mean share of each sentence's words that the units it cites hold; a missing or unknown label is 0."""
     pairs = cited_sentences(reply)
     return sum(_supported(units, text, labels) for text, labels in pairs) / len(pairs) if pairs else 0.0
 
