@@ -79,13 +79,31 @@ def resolve(raw: str, passages: Sequence[Passage]) -> Resolved:
     if is_refusal(raw):
         return Resolved(REFUSAL, (), (), True)
     places = {unit.number: (passage, unit) for passage in passages for unit in passage.units}
+    text, shown = _join(sentences(raw, passages))
+    citations = tuple(_citation(label, *places[number]) for number, label in shown.items())
+    return Resolved(text, citations, tuple(places[number][1] for number in shown), False)
+
+
+def so_far(raw: str, passages: Sequence[Passage]) -> str:
+    """What to show of a reply that is still being written: no mark before its sentence is complete.
+
+    Each longer `raw` gives a text that begins with the shorter one's, but for rare replies that mix styles.
+    """
+    found = sentences(raw, passages)
+    finished = _MARKS.search(raw.rstrip(), len(raw.rstrip()) - 8) if not _MARKS.match(raw.strip()) else None
+    if found and (finished is None or not finished.group(2)):
+        found[-1] = Sentence(found[-1].text, ())
+    return _join(found)[0]
+
+
+def _join(found: Sequence[Sentence]) -> tuple[str, dict[int, int]]:
+    """The display text, and the label of each cited unit in order of first appearance."""
     shown: dict[int, int] = {}
     parts: list[str] = []
-    for sentence in sentences(raw, passages):
+    for sentence in found:
         labels = dict.fromkeys(shown.setdefault(number, len(shown) + 1) for number in sentence.cites)
         parts.append(" ".join([sentence.text, "".join(f"[{label}]" for label in labels)]).strip())
-    citations = tuple(_citation(label, *places[number]) for number, label in shown.items())
-    return Resolved(" ".join(parts), citations, tuple(places[number][1] for number in shown), False)
+    return " ".join(parts), shown
 
 
 def _citation(label: int, passage: Passage, unit: Unit) -> Citation:

@@ -58,21 +58,19 @@ class Index:
         self._collection: Any = None
         self._stamp = ""
         self._broken = ""
+        self._opened = False
 
     def open(self, progress: Progress | None = None) -> IndexStatus:
         """Make the index fit for use: probe it in a child, rebuild it when that fails, add what it lacks."""
         with self._owned():
-            if self._fit():
-                self._sync()
-            else:
-                self._rebuild(progress)
+            self._opened = False
+            self._sync(progress)
         return self.status()
 
     def sync(self) -> None:
         """Bring the index up to the database: add vectors it lacks, drop those of deleted chunks."""
         with self._owned():
-            if self.status().usable:
-                self._sync()
+            self._sync()
 
     def rebuild(self, progress: Progress | None = None) -> None:
         """Build the index anew from the database (raises StorageError when that fails)."""
@@ -98,6 +96,8 @@ class Index:
 
         `vector` has shape (384,). Ids of chunks deleted a moment ago may be among them.
         """
+        if not self._opened:  # never open files that a child has not tried first
+            self.open()
         for attempt in (1, 2):
             if not self.status().usable:
                 return []
@@ -175,7 +175,11 @@ class Index:
         self._broken = f"The vector index failed ({type(error).__name__}); it will be rebuilt."
         Jobs(self.passages.database).submit("index", once=True)
 
-    def _sync(self) -> None:
+    def _sync(self, progress: Progress | None = None) -> None:
+        if not self._opened and not self._fit():
+            self._rebuild(progress)
+            return
+        self._opened = True
         version = self.passages.version()
         if self.passages.note("index_version") == str(version):
             return
@@ -212,7 +216,7 @@ class Index:
                 f"The vector index could not be rebuilt: {error}.",
                 "Search goes on by words alone. Check the free space, then run `understudy index rebuild`.",
             ) from error
-        self._broken = ""
+        self._broken, self._opened = "", True
         self.passages.put_note(
             index_generation=str(generation), index_state="ready", index_embedding=EMBEDDING
         )

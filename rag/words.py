@@ -15,9 +15,11 @@ _FUNCTION_WORDS = """
     did done has have had having will would shall should can could may might must it its this that these those
     they them their he him his she her we us our you your i me my who whom whose which what when where why how
     as than then there here so such if into about also just very please tell
+    many much get got give
 """
 STOP = frozenset(_FUNCTION_WORDS.split())
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")
+# 18.4 and 08:30 | 30 | codes such as F05 | words, with it's
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\d+(?![^\W_])|[^\W_]*\d[^\W_]*|[^\W\d_]+(?:['’][^\W\d_]+)*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ment", "ed", "es", "ly", "er", "s", "e", "y")
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn")
@@ -57,7 +59,7 @@ def one_line(text: str) -> str:
 def stem(word: str) -> str:
     """A crude stem, enough to see that `costs` and `cost` are one word; numbers lose thousands commas."""
     word = word.lower().replace("’", "'").removesuffix("'s")
-    if word[:1].isdigit():
+    if any(char.isdigit() for char in word):
         return _THOUSANDS.sub("", word)
     if word.endswith(("ies", "ied")) and len(word) > 4:
         return word[:-3]
@@ -73,8 +75,8 @@ def content(text: str) -> list[str]:
 
 
 def numbers(text: str) -> set[str]:
-    """The numbers of a text as written (1,500 and 1500 are one): prices, times and dates included."""
-    return {_THOUSANDS.sub("", word) for word in _WORD.findall(text) if word[0].isdigit()}
+    """The numbers of a text as written (1,500 and 1500 are one): prices, times, dates and codes."""
+    return {stem(word) for word in _WORD.findall(text) if any(char.isdigit() for char in word)}
 
 
 def words(text: str) -> list[str]:

@@ -1,0 +1,304 @@
+"""A question to an answer: retrieve, prompt, generate, resolve citations, check support.
+
+The model's reply is shown only when its cited units hold it. Otherwise the best units are quoted instead,
+and when none fits, the answer is that the documents do not hold it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from core.catalog import CatalogModel
+from core.catalog import resolve as resolve_model
+from core.errors import EngineUnavailable, UnderstudyError
+from core.settings import Settings, load_settings, quiet_environment
+from core.types import Answer, AnswerMode, Citation, Message, Passage
+from rag.citations import Resolved, quotes, resolve, so_far, support
+from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
+from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
+from rag.retrieve import Retriever, with_context
+from rag.smalltalk import small_talk
+
+POLL_SECONDS = 0.05
+
+
+class Interrupted(EngineUnavailable):
+    """The engine stopped in the middle of an answer; `partial` is what had arrived."""
+
+    def __init__(self, cause: EngineUnavailable, partial: Answer) -> None:
+        super().__init__(cause.message, cause.next_step)
+        self.partial = partial
+
+
+@dataclass
+class _Turn:
+    """One question under way."""
+
+    prompt: Prompt
+    sampling: dict[str, Any]
+    timings: dict[str, float]
+    question: str
+    raw: str = ""
+    reply: Reply | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Assistant:
+    """Answers questions from the documents; safe in threads."""
+
+    def __init__(
+        self, settings: Settings, retriever: Retriever, client: ModelClient, model: CatalogModel
+    ) -> None:
+        self.settings = settings
+        self.retriever = retriever
+        self.client = client
+        most = settings.passages or model.passages
+        self.model = replace(model, passages=most, context=settings.context or model.context)
+
+    def warm(self) -> None:
+        """Load the embedding model and open the index, so that the first question is quick."""
+        self.retriever.embedder.warm()
+        self.retriever.index.open()
+
+    def ask(self, question: str, history: Sequence[Message] = (), model: str = "live") -> Answer:
+        """The answer at once (raises as `stream` does)."""
+        *_, answer = self.stream(question, history, model)
+        assert isinstance(answer, Answer)
+        return answer
+
+    def stream(
+        self,
+        question: str,
+        history: Sequence[Message] = (),
+        model: str = "live",
+        stop: threading.Event | None = None,
+    ) -> Iterator[str | Answer]:
+        """Pieces of text to show, then exactly one Answer, whose text wins over the pieces.
+
+        `stop` ends it early with finish_reason "stop_requested" and what had arrived. Raises QuestionError,
+        EngineBusy, ModelError, and Interrupted (an EngineUnavailable) when the engine goes away.
+        """
+        asked = question_line(question)
+        remark = small_talk(asked, self.model.name)
+        if remark is not None:
+            yield remark
+            yield self._fixed(asked, remark, "chat")
+            return
+        began = time.monotonic()
+        passages = self.retrieve(asked, history)
+        timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
+        if not passages:
+            yield REFUSAL
+            yield replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
+            return
+        yield from self._generate(asked, passages, history, (model, timings, stop or threading.Event()))
+
+    def retrieve(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
+        """The passages for a question; a follow-up is searched with the words of the question before it."""
+        earlier = [message["content"] for message in history if message["role"] == "user"]
+        return self.retriever.search(with_context(question, earlier), self.model.passages)
+
+    def _generate(
+        self,
+        asked: str,
+        passages: list[Passage],
+        history: Sequence[Message],
+        run: tuple[str, dict[str, float], threading.Event],
+    ) -> Iterator[str | Answer]:
+        model, timings, stop = run
+        sampling: dict[str, Any] = {
+            "max_tokens": self.settings.answer_tokens,
+            "temperature": self.settings.temperature,
+            "seed": self.settings.seed,
+            "stop": self.model.stop,
+        }
+        while True:
+            prompt = build(
+                asked, passages, self.model, history, room=self.model.context - self.settings.answer_tokens
+            )
+            turn = _Turn(prompt, sampling, timings, asked)
+            try:
+                yield from self._show(turn, self.client.stream(prompt.messages, model, **sampling), stop)
+                break
+            except PromptTooLong:
+                if not prompt.passages:
+                    raise
+                passages = list(prompt.passages[:-1])  # the estimate was too low: drop the last one whole
+            except EngineUnavailable as error:
+                raise Interrupted(error, self._partial(turn, "engine_lost")) from error
+        yield self._partial(turn, "stop_requested") if turn.reply is None else self._finished(turn)
+
+    def _show(self, turn: _Turn, stream: ReplyStream, stop: threading.Event) -> Iterator[str]:
+        """Display text as it grows. A thread reads the stream, so that a stop need not wait for a token."""
+        arrived: queue.Queue[str | Exception | None] = queue.Queue()
+        reading = threading.Thread(target=_read, args=(stream, arrived, turn.done), daemon=True)
+        reading.start()
+        shown = ""
+        try:
+            while not stop.is_set():
+                try:
+                    piece = arrived.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    continue
+                if isinstance(piece, Exception):
+                    raise piece
+                if piece is None:
+                    turn.reply = stream.reply
+                    break
+                turn.raw += piece
+                text = so_far(turn.raw, turn.prompt.passages)
+                if text.startswith(shown) and len(text) > len(shown):
+                    yield text[len(shown) :]
+                    shown = text
+        finally:
+            turn.done.set()
+
+    def _finished(self, turn: _Turn) -> Answer:
+        """Resolve, check, and fall back to quotes or a refusal."""
+        assert turn.reply is not None
+        passages = turn.prompt.passages
+        resolved = resolve(turn.raw, passages)
+        held = support(turn.raw, passages)
+        if resolved.refused:
+            return self._answer(turn, resolved, "refusal", True)
+        if held >= self.settings.support_threshold and resolved.text:
+            return self._answer(turn, resolved, "answer", True)
+        similarity = self.retriever.embedder.similarity if self.retriever.status()["dense"] else None
+        quoted = quotes(turn.question, passages, similarity)
+        if quoted is not None:
+            return self._answer(turn, quoted, "quotes", False)
+        return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", False)
+
+    def _partial(self, turn: _Turn, reason: str) -> Answer:
+        resolved = resolve(turn.raw, turn.prompt.passages)
+        answer = self._answer(turn, resolved, "refusal" if resolved.refused else "answer", False)
+        return replace(answer, finish_reason=reason)
+
+    def _answer(self, turn: _Turn, resolved: Resolved, mode: AnswerMode, supported: bool) -> Answer:
+        reply = turn.reply
+        return Answer(
+            text=resolved.text,
+            raw=turn.raw,
+            mode=mode,
+            citations=resolved.citations,
+            passages=turn.prompt.passages,
+            messages=turn.prompt.messages,
+            model=(reply.base if reply else "") or self.model.id,
+            adapter=reply.adapter if reply else None,
+            prompt_version=turn.prompt.version,
+            supported=supported,
+            finish_reason=reply.finish_reason if reply else "",
+            sampling={**turn.sampling, "stop": list(turn.sampling["stop"])},
+            timings=turn.timings | _timings(reply),
+        )
+
+    def _fixed(self, asked: str, text: str, mode: AnswerMode) -> Answer:
+        """An answer that needed no model."""
+        return Answer(
+            text=text,
+            raw="",
+            mode=mode,
+            citations=(),
+            passages=(),
+            messages=({"role": "user", "content": asked},),
+            model=self.model.id,
+            adapter=None,
+            prompt_version=PROMPT_VERSION,
+            supported=True,
+            finish_reason="stop",
+            sampling={},
+            timings={},
+        )
+
+
+def source_line(citation: Citation) -> str:
+    """`[1] Employee handbook > Leaving, page 2: the quoted unit`."""
+    path = f"{citation.document} > {citation.heading}" if citation.heading else citation.document
+    page = f", page {citation.page}" if citation.page else ""
+    return f"[{citation.number}] {path}{page}: {citation.quote}"
+
+
+def _timings(reply: Reply | None) -> dict[str, float]:
+    if reply is None:
+        return {}
+    counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+    return reply.timings | {name: float(count) for name, count in counts.items()}
+
+
+def _read(stream: ReplyStream, arrived: queue.Queue[str | Exception | None], done: threading.Event) -> None:
+    try:
+        for piece in stream:
+            if done.is_set():
+                break
+            arrived.put(piece)
+        if done.is_set():
+            stream.close()  # nobody listens any more: the engine stops generating
+        arrived.put(None)
+    except Exception as error:  # handed to the thread that asked
+        arrived.put(error)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`understudy ask "question"`: the answer and its sources, or everything as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="understudy ask", description="Answer one question from the documents."
+    )
+    parser.add_argument("question", nargs="+", help="the question")
+    parser.add_argument(
+        "--json", action="store_true", help="print answer, citations, passages and timings as JSON"
+    )
+    parser.add_argument(
+        "--model", default="live", metavar="live|base|ID", help="what answers (default: live)"
+    )
+    options = parser.parse_args(arguments)
+    quiet_environment()
+    try:
+        answer = _ask_once(load_settings(), " ".join(options.question), options.model)
+    except UnderstudyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.json:
+        shown = asdict(answer)
+        wanted = (
+            "text",
+            "mode",
+            "supported",
+            "citations",
+            "passages",
+            "model",
+            "adapter",
+            "finish_reason",
+            "timings",
+        )
+        print(
+            json.dumps({"answer": shown.pop("text")} | {k: shown[k] for k in wanted[1:]}, ensure_ascii=False)
+        )
+    else:
+        print("\n\n".join([answer.text, "\n".join(map(source_line, answer.citations))]).strip())
+    return 0
+
+
+def _ask_once(settings: Settings, question: str, model: str) -> Answer:
+    """Answer without a running server: a new data folder gets the samples, the engine starts if need be."""
+    from rag.ingest import open_ingestor
+
+    question_line(question)
+    record, _ = resolve_model(settings)
+    ingestor = open_ingestor(settings)
+    ingestor.add_samples(lambda line: print(line, file=sys.stderr))
+    retriever = Retriever(settings, ingestor.passages.database, ingestor.index, ingestor.embedder)
+    threading.Thread(target=ingestor.embedder.warm, daemon=True).start()  # while the engine starts
+    with engine_client(settings) as client:
+        return Assistant(settings, retriever, client, record).ask(question, model=model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
