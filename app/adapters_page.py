@@ -22,7 +22,9 @@ def page() -> None:
     """Draw the page once."""
     parts = resources()
     st.title("Adapters", anchor=False)
-    st.caption("An adapter is what a run learned. It answers only while it is on stage, and can always be taken back.")
+    st.caption(
+        "An adapter is what a run learned. It answers while it is on stage, and can always be taken back."
+    )
     stage = parts.registry.on_stage(parts.model.id)
     on_stage(parts, stage)
     message = st.session_state.pop("adapters_message", "")
@@ -45,7 +47,9 @@ def on_stage(parts: Resources, stage: Promotion | None) -> None:
             st.caption("On stage")
             st.subheader(safe_markdown(current or "The bare base model"), anchor=False)
             st.caption(f"Base: {safe_markdown(parts.model.name)}")
-        if current is not None and right.button("Roll back", icon=":material/undo:", key="rollback", width="stretch"):
+        if current is not None and right.button(
+            "Roll back", icon=":material/undo:", key="rollback", width="stretch"
+        ):
             rollback(parts, current)
 
 
@@ -94,7 +98,9 @@ def metrics(adapter: Adapter) -> str:
 @st.dialog("Put this adapter on stage?", icon=":material/theater_comedy:")
 def promote(parts: Resources, adapter_id: str, seq: int) -> None:
     """Ask for the reason, then promote; somebody else's promotion in between stops it."""
-    st.markdown(f"**{safe_markdown(adapter_id)}** will answer everybody within seconds. Nothing is restarted.")
+    st.markdown(
+        f"**{safe_markdown(adapter_id)}** will answer everybody within seconds. Nothing is restarted."
+    )
     reason = ask_reason("Put on stage")
     if reason:
         try:
@@ -137,7 +143,8 @@ def history(parts: Resources) -> None:
         when = datetime.fromtimestamp(entry.created_at / 1000).strftime("%d %b %Y, %H:%M:%S")
         what = "put on stage" if entry.action == "promote" else "back after a rollback"
         who = entry.adapter_id or "the bare base model"
-        st.caption(f"{when} · **{safe_markdown(who)}** {what} by {safe_markdown(entry.actor)}: {safe_markdown(entry.reason)}")
+        why = f"by {safe_markdown(entry.actor)}: {safe_markdown(entry.reason)}"
+        st.caption(f"{when} · **{safe_markdown(who)}** {what} {why}")
 
 
 page()

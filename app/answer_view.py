@@ -34,7 +34,7 @@ def show_answer(parts: Resources, exchange: Exchange) -> None:
     st.markdown(safe_markdown(answer.text) if answer.text else "*(nothing)*")
     if answer.citations:
         citations(parts, exchange)
-    if exchange.status == "complete":
+    if exchange.status == "complete" and answer.mode != "chat":
         vote(parts, exchange)
     st.caption(caption(answer))
 
@@ -43,7 +43,9 @@ def mode_line(parts: Resources, exchange: Exchange) -> None:
     """Say what kind of answer this is when it is not simply the model's."""
     if exchange.status != "complete":
         lost = exchange.answer.finish_reason == "engine_lost"
-        st.badge("Cut off: the model stopped" if lost else "Stopped", icon=":material/stop_circle:", color="orange")
+        st.badge(
+            "Cut off: the model stopped" if lost else "Stopped", icon=":material/stop_circle:", color="orange"
+        )
     elif exchange.answer.mode == "correction":
         reviewed = correction_status(parts, exchange.answer) == "approved"
         st.badge(
@@ -107,14 +109,19 @@ def save_vote(parts: Resources, exchange_id: str, key: str) -> None:
         parts.feedback.unvote(exchange_id, USER)
     else:
         known = parts.feedback.vote_of(exchange_id, USER)
-        parts.feedback.vote(exchange_id, USER, 1 if value == 1 else -1, known.reason if known and value == 0 else "")
+        parts.feedback.vote(
+            exchange_id, USER, 1 if value == 1 else -1, known.reason if known and value == 0 else ""
+        )
 
 
 def correction_form(parts: Resources, exchange: Exchange, text: str) -> None:
     """Reason chips and the answer it should have been."""
     known = parts.feedback.vote_of(exchange.id, USER)
     reason = st.pills(
-        "What was wrong?", REASONS, default=(known.reason or None) if known else None, key=f"reason-{exchange.id}"
+        "What was wrong?",
+        REASONS,
+        default=(known.reason or None) if known else None,
+        key=f"reason-{exchange.id}",
     )
     if known is not None and (reason or "") != known.reason:
         parts.feedback.vote(exchange.id, USER, -1, reason or "", known.comment)
@@ -139,6 +146,8 @@ def caption(answer: Answer) -> str:
     """Who answered: model, adapter, time."""
     if answer.mode == "correction":
         return "From a reader's correction, not from the model"
+    if answer.mode == "chat":
+        return "Not from the documents"
     who = f"{answer.model} · {answer.adapter or 'no adapter'}"
     total = answer.timings.get("total_ms")
     return safe_markdown(who + (f" · {total / 1000:.1f} s" if total else ""))
@@ -154,7 +163,16 @@ def why(answer: Answer) -> None:
         scores = ", ".join(f"{name} {value:.3g}" for name, value in passage.scores.items())
         st.caption(safe_markdown(short(passage.text, 160) + (f" ({scores})" if scores else "")))
     st.markdown("**How it was written**")
-    times = ", ".join(f"{name.removesuffix('_ms')} {value:,.0f} ms" for name, value in answer.timings.items())
+    times = ", ".join(
+        f"{name.removesuffix('_ms')} {value:,.0f} ms"
+        for name, value in answer.timings.items()
+        if name.endswith("_ms")
+    )
+    counted = ", ".join(
+        f"{answer.timings[name]:.0f} {name.removesuffix('_tokens')}"
+        for name in ("prompt_tokens", "completion_tokens")
+        if name in answer.timings
+    )
     rows = {
         "Model": answer.model,
         "Adapter": answer.adapter or "none",
@@ -162,6 +180,7 @@ def why(answer: Answer) -> None:
         "Supported by the cited lines": "yes" if answer.supported else "no",
         "Prompt version": answer.prompt_version,
         "Times": times,
+        "Tokens": counted,
     }
     st.caption("  \n".join(f"{name}: {safe_markdown(value)}" for name, value in rows.items() if value))
 

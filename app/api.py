@@ -1,7 +1,7 @@
 """The OpenAI-compatible API: retrieval and citations included, answers recorded, votes taken.
 
-`/v1/chat/completions` and `/v1/models` follow the OpenAI protocol (platform.openai.com/docs/api-reference/chat),
-so the `openai` client works unchanged. What is ours stands in one extra field, `understudy`.
+`/v1/chat/completions` and `/v1/models` follow the OpenAI protocol (its API reference, chapter Chat), so the
+`openai` client works unchanged. What is ours stands in one extra field, `understudy`.
 """
 
 from __future__ import annotations
@@ -190,7 +190,10 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
 
 
 def _chunk(
-    identity: dict[str, Any], delta: dict[str, str], finish: str | None = None, ours: dict[str, Any] | None = None
+    identity: dict[str, Any],
+    delta: dict[str, str],
+    finish: str | None = None,
+    ours: dict[str, Any] | None = None,
 ) -> str:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     body: dict[str, Any] = {**identity, "object": "chat.completion.chunk", "choices": [choice]}
@@ -202,7 +205,13 @@ def _chunk(
 def _completion(asked: Asked, identity: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": asked.answer.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return {**identity, "object": "chat.completion", "choices": [choice], "understudy": _ours(asked)}
+    body = {**identity, "object": "chat.completion", "choices": [choice], "usage": _usage(asked)}
+    return body | {"understudy": _ours(asked)}
+
+
+def _usage(asked: Asked) -> dict[str, int]:
+    read, written = (int(asked.answer.timings.get(f"{kind}_tokens", 0)) for kind in ("prompt", "completion"))
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _ours(asked: Asked) -> dict[str, Any]:
@@ -215,7 +224,10 @@ def _ours(asked: Asked) -> dict[str, Any]:
         "supported": answer.supported,
         "citations": [asdict(citation) for citation in answer.citations],
         "passages": [
-            {key: getattr(passage, key) for key in ("document_id", "document", "heading", "page", "text", "scores")}
+            {
+                key: getattr(passage, key)
+                for key in ("document_id", "document", "heading", "page", "text", "scores")
+            }
             for passage in answer.passages
         ],
         "timings": answer.timings,

@@ -17,6 +17,7 @@ from core.errors import UnderstudyError
 from core.types import Answer, Message
 from feedback.questions import stands_alone
 from feedback.records import Correction, Status
+from rag.answer import Interrupted
 from rag.citations import resolve
 from rag.prompt import cite
 
@@ -62,7 +63,7 @@ class Turn:
             return None
 
     def stop(self, wait: float = 0.0) -> None:
-        """Ask it to stop; what has arrived is recorded as interrupted. Waits up to `wait` seconds for that."""
+        """Ask it to stop; what has arrived is recorded as interrupted. Waits at most `wait` s."""
         self._stop.set()
         self._thread.join(wait)
 
@@ -73,7 +74,9 @@ class Turn:
             self._items.put(error)
         except Exception as error:  # the person who asked must hear of it, and the log hold it
             log.exception("Answering failed")
-            self._items.put(UnderstudyError(f"Answering failed ({type(error).__name__}).", "See the web log."))
+            self._items.put(
+                UnderstudyError(f"Answering failed ({type(error).__name__}).", "See the web log.")
+            )
 
     def _answer(self) -> None:
         question = self.question
@@ -81,51 +84,29 @@ class Turn:
         if corrected is not None:
             self._record(corrected, "complete")
             return
-        arrived = ""
         stream = self.resources.assistant.stream(
             question.text, question.history, model=question.model, stop=self._stop
         )
         try:
             for item in stream:
                 if isinstance(item, Answer):
-                    stopped = self._stop.is_set() and item.finish_reason == "stop_requested"
+                    stopped = item.finish_reason == "stop_requested"
                     self._record(item, "interrupted" if stopped else "complete")
-                    return
-                arrived += item
-                self._items.put(item)
-        except UnderstudyError:
-            if arrived:
-                self._record_partial(arrived)
+                else:
+                    self._items.put(item)
+        except Interrupted as error:
+            # nobody may vote on what a dying engine had said, and nothing trains on it
+            if error.partial.text:
+                self._record(error.partial, "interrupted", tell=False)
             raise
 
-    def _record(self, answer: Answer, status: Status) -> None:
+    def _record(self, answer: Answer, status: Status, *, tell: bool = True) -> None:
         question = self.question
         exchange = self.resources.feedback.record(
             question.conversation_id, question.user, question.text, answer, status
         )
-        self._items.put(Asked(exchange, answer, status))
-
-    def _record_partial(self, arrived: str) -> None:
-        """Keep what a dying engine had said. Nobody may vote on it and nothing trains on it."""
-        answer = Answer(
-            text=arrived.strip(),
-            raw=arrived,
-            mode="answer",
-            citations=(),
-            passages=(),
-            messages=(),
-            model=self.resources.model.id,
-            adapter=None,
-            prompt_version="",
-            supported=False,
-            finish_reason="engine_lost",
-            sampling={},
-            timings={},
-        )
-        question = self.question
-        self.resources.feedback.record(
-            question.conversation_id, question.user, question.text, answer, "interrupted"
-        )
+        if tell:
+            self._items.put(Asked(exchange, answer, status))
 
 
 def corrected_answer(resources: Resources, question: Question) -> Answer | None:

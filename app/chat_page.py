@@ -15,10 +15,10 @@ from feedback.records import Exchange
 from rag.citations import safe_markdown
 
 EXAMPLES = (
-    "How long does a loan bike repair take?",
-    "What is the notice period?",
-    "Who do I call in an emergency?",
-    "What does membership cost?",
+    "What does a diagnosis cost?",
+    "Which batteries do you refuse?",
+    "How old must I be to rent an e-bike?",
+    "Who can become a member?",
 )
 SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
 LISTED = 12  # conversations in the sidebar
@@ -36,9 +36,7 @@ def page() -> None:
     asked = st.session_state.pop("asked", None)
     if not exchanges and asked is None and "problem" not in st.session_state:
         empty_state(parts)
-    typed = st.chat_input(
-        "Ask about your documents", key="question", max_chars=4000, submit_mode="disable"
-    )
+    typed = st.chat_input("Ask about your documents", key="question", max_chars=4000, submit_mode="disable")
     engine_notice(parts)
     if typed or asked:
         take_turn(parts, conversation, (typed or asked or "").strip(), exchanges)
@@ -71,7 +69,12 @@ def sidebar(parts: Resources, current: str | None) -> None:
     """New chat and the latest conversations."""
     with st.sidebar:
         st.button(
-            "New chat", icon=":material/add:", width="stretch", on_click=open_conversation, args=(None,), key="new_chat"
+            "New chat",
+            icon=":material/add:",
+            width="stretch",
+            on_click=open_conversation,
+            args=(None,),
+            key="new_chat",
         )
         conversations = parts.feedback.conversations(USER, limit=LISTED)
         if conversations:
@@ -106,16 +109,22 @@ def empty_state(parts: Resources) -> None:
     ready = [document for document in parts.documents.list() if document.status == "ready"]
     waiting = [document for document in parts.documents.list() if document.status == "pending"]
     if waiting:
-        st.caption(f"{len(ready)} of {len(ready) + len(waiting)} documents are ready; the rest are being read.")
+        st.caption(
+            f"{len(ready)} of {len(ready) + len(waiting)} documents are ready; the rest are being read."
+        )
     elif ready:
-        st.caption(f"{len(ready)} documents are ready. Every answer names its sources, and your vote improves it.")
+        st.caption(
+            f"{len(ready)} documents are ready. Every answer names its sources, and your vote improves it."
+        )
     else:
         st.info("There are no documents yet. Add some on the Documents page.", icon=":material/description:")
     if any(document.origin == "sample" for document in ready + waiting):
         left, right = st.columns(2)
         for number, example in enumerate(EXAMPLES):
             column = left if number % 2 == 0 else right
-            column.button(example, key=f"example-{number}", width="stretch", on_click=ask_again, args=(example,))
+            column.button(
+                example, key=f"example-{number}", width="stretch", on_click=ask_again, args=(example,)
+            )
 
 
 def ask_again(question: str) -> None:
@@ -159,7 +168,9 @@ def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
             if text:
                 place.markdown(safe_markdown(text))
             else:
-                what = "Looking through the documents" if parts.warm else "Starting: loading the reading models"
+                what = (
+                    "Looking through the documents" if parts.warm else "Starting: loading the reading models"
+                )
                 place.caption(f"{what} … {time.monotonic() - began:.0f} s")
     finally:
         turn.stop(wait=3)

@@ -42,7 +42,9 @@ def upload(parts: Resources) -> None:
         accept_multiple_files=True,
         key=f"upload-{round_}",
     )
-    if files and st.button(f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"):
+    if files and st.button(
+        f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"
+    ):
         outcomes: list[tuple[bool, str]] = []
         with st.spinner("Reading the files"):
             for file in files:
@@ -53,7 +55,9 @@ def upload(parts: Resources) -> None:
         st.session_state["upload_round"] = round_ + 1
         st.rerun()
     for accepted, text in st.session_state.get("upload_outcomes", []):
-        (st.success if accepted else st.warning)(text, icon=":material/check:" if accepted else ":material/block:")
+        (st.success if accepted else st.warning)(
+            text, icon=":material/check:" if accepted else ":material/block:"
+        )
 
 
 def _add(parts: Resources, name: str, data: bytes) -> tuple[bool, str]:
@@ -77,7 +81,13 @@ def progress(parts: Resources) -> None:
         st.error(safe_markdown(f"Preparing the documents failed: {job.message}"), icon=":material/error:")
     documents = parts.documents.list()
     if any(d.status == "pending" for d in documents) and not (job and job.open):
-        st.button("Prepare what waits", key="retry_ingest", on_click=_submit, args=(parts,), icon=":material/refresh:")
+        st.button(
+            "Prepare what waits",
+            key="retry_ingest",
+            on_click=_submit,
+            args=(parts,),
+            icon=":material/refresh:",
+        )
     show_list(parts, documents)
 
 
@@ -117,7 +127,10 @@ def show_list(parts: Resources, documents: list[Document]) -> None:
     if len(found) > LISTED:
         st.caption(f"{len(found) - LISTED} more; narrow the list by name.")
     if not documents:
-        st.info("Nothing here yet. Add PDF, Word, HTML, Markdown, CSV or text files above.", icon=":material/upload:")
+        st.info(
+            "Nothing here yet. Add PDF, Word, HTML, Markdown, CSV or text files above.",
+            icon=":material/upload:",
+        )
 
 
 def row(parts: Resources, document: Document) -> None:
@@ -143,7 +156,11 @@ def row(parts: Resources, document: Document) -> None:
 
 def details(document: Document) -> str:
     """Size, passages, kind and date."""
-    size = f"{document.bytes / 1024:,.0f} KB" if document.bytes < 1 << 20 else f"{document.bytes / (1 << 20):.1f} MB"
+    size = (
+        f"{document.bytes / 1024:,.0f} KB"
+        if document.bytes < 1 << 20
+        else f"{document.bytes / (1 << 20):.1f} MB"
+    )
     passages = f"{document.chunks} passage{'s' if document.chunks != 1 else ''}"
     added = datetime.fromtimestamp(document.created_at / 1000).strftime("%d %b %Y")
     origin = " · sample" if document.origin == "sample" else ""
@@ -180,7 +197,7 @@ def read(parts: Resources, document: Document) -> None:
 def delete(parts: Resources, document: Document) -> None:
     """Ask, then delete."""
     st.markdown(
-        f"**{safe_markdown(document.name)}** and its passages will be removed. Answers stop using it at once; "
+        f"**{safe_markdown(document.name)}** and its passages are removed. Answers stop using it at once; "
         "earlier answers keep the words they quoted."
     )
     with st.container(horizontal=True):

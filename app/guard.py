@@ -134,7 +134,9 @@ def _with_headers(send: Send, host: str, path: str) -> Send:
             headers["content-security-policy"] = policy
             headers["x-content-type-options"] = "nosniff"
             headers["x-frame-options"] = "DENY"
-            headers["referrer-policy"] = "same-origin"  # no-referrer would make the login form send Origin: null
+            headers["referrer-policy"] = (
+                "same-origin"  # no-referrer would make the login form send Origin: null
+            )
             headers["cross-origin-opener-policy"] = "same-origin"
             headers["cross-origin-resource-policy"] = "same-origin"
             headers["permissions-policy"] = "camera=(), microphone=(), geolocation=()"

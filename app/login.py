@@ -1,8 +1,8 @@
 """The password: a login form, a signed cookie, the API's bearer key, and a limit on wrong tries.
 
 It stands in front of everything else (see `app.guard`): before it is given, neither a page nor a socket nor
-an upload is reached. The cookie holds an expiry time and its HMAC-SHA256 under a key made of the installation's
-secret and the password, so changing the password ends every session.
+an upload is reached. The cookie holds an expiry time and its HMAC-SHA256 under a key made of the
+installation's secret and the password, so changing the password ends every session.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ body{{font:16px/1.5 system-ui,sans-serif;background:#f7f5f2;color:#22201d;displa
 min-height:100vh;margin:0}}
 main{{background:#fff;border:1px solid #e2ddd6;border-radius:12px;padding:2rem;width:min(22rem,86vw)}}
 h1{{font-size:1.3rem;margin:0 0 1rem}}label{{display:block;margin-bottom:.3rem}}
-input,button{{font:inherit;width:100%;box-sizing:border-box;padding:.6rem;border-radius:8px;border:1px solid #8a8378}}
+input,button{{font:inherit;width:100%;box-sizing:border-box;padding:.6rem;border-radius:8px;
+border:1px solid #8a8378}}
 button{{margin-top:1rem;background:#2f5d50;border-color:#2f5d50;color:#fff;cursor:pointer}}
 p{{color:#9b2c1f;margin:0 0 1rem}}
 </style></head><body><main><h1>Understudy</h1>{note}

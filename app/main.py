@@ -11,8 +11,18 @@ st.logo(str(FOLDER / "mark.svg"), size="large")
 st.navigation(
     [
         st.Page(FOLDER / "chat_page.py", title="Chat", icon=":material/chat:", default=True),
-        st.Page(FOLDER / "documents_page.py", title="Documents", icon=":material/description:"),
-        st.Page(FOLDER / "training_page.py", title="Training", icon=":material/school:"),
-        st.Page(FOLDER / "adapters_page.py", title="Adapters", icon=":material/theater_comedy:"),
+        st.Page(
+            FOLDER / "documents_page.py",
+            url_path="documents",
+            title="Documents",
+            icon=":material/description:",
+        ),
+        st.Page(FOLDER / "training_page.py", url_path="training", title="Training", icon=":material/school:"),
+        st.Page(
+            FOLDER / "adapters_page.py",
+            url_path="adapters",
+            title="Adapters",
+            icon=":material/theater_comedy:",
+        ),
     ]
 ).run()

@@ -16,14 +16,13 @@ def model_notice(parts: Resources) -> None:
         return
     with st.container(border=True, key="model_notice", horizontal=True, vertical_alignment="center"):
         with st.container():
+            name = safe_markdown(parts.model.name)
             st.caption(
-                f"You are talking to **{safe_markdown(parts.model.name)}**, a small model that finds and quotes. "
-                "For fluent answers: `understudy models list`, `understudy models pull ID`, then start with "
-                "`UNDERSTUDY_MODEL=ID`."
+                f"You are talking to **{name}**, a small model that finds and quotes. For fluent answers:"
+                " `understudy models list`, `understudy models pull ID`, then start with"
+                " `UNDERSTUDY_MODEL=ID`."
             )
-        st.button(
-            "Dismiss", key="close_model_notice", type="tertiary", on_click=_close_model_notice
-        )
+        st.button("Dismiss", key="close_model_notice", type="tertiary", on_click=_close_model_notice)
 
 
 def _close_model_notice() -> None:
@@ -41,14 +40,18 @@ def engine_notice(parts: Resources) -> None:
             icon=":material/error:",
         )
     else:
-        st.info("The model is starting. Questions are answered as soon as it is ready.", icon=":material/hourglass_top:")
+        st.info(
+            "The model is starting. Questions are answered as soon as it is ready.",
+            icon=":material/hourglass_top:",
+        )
 
 
 def error_notice(error: UnderstudyError) -> None:
     """An expected error, in its own words."""
     if isinstance(error, EngineUnavailable):
         st.warning(
-            "The model is restarting, so this question was not answered. It is kept; ask it again in some seconds.",
+            "The model is restarting, so this question was not answered. It is kept; "
+            "ask it again in some seconds.",
             icon=":material/restart_alt:",
         )
     else:

@@ -43,6 +43,7 @@ class Resources:
         self.registry = AdapterRegistry(self.database, settings.data_dir / "adapters")
         self.client: ModelClient = client_of(settings)
         self.model = catalog_model(settings)
+        self.warm = False  # whether the embedding model is loaded and the index open
         self._assistant: Assistant | None = None
         self._lock = threading.Lock()
 
@@ -61,17 +62,13 @@ class Resources:
                 self._assistant = Assistant(self.settings, retriever, self.client, self.model)
             return self._assistant
 
-    @property
-    def warm(self) -> bool:
-        """Whether the assistant is loaded."""
-        return self._assistant is not None
-
     def warm_up(self) -> None:
         """Load the assistant in the background, so that the first question is quick."""
 
         def load() -> None:
             try:
-                self.assistant  # noqa: B018
+                self.assistant.warm()
+                self.warm = True
                 # what is loaded now stays: the collector need not walk it at every pass
                 gc.collect()
                 gc.freeze()

@@ -14,6 +14,7 @@ from core.errors import UnderstudyError
 from core.files import inside
 from core.jobs import Job
 from core.runs import Run, Runs
+from evaluation.report import MEASURES
 from rag.citations import safe_markdown
 
 BADGES = {
@@ -39,7 +40,13 @@ def live(parts: Resources, job_id: str) -> None:
         if job.cancel_requested:
             st.caption("Cancelling. What is finished is kept.")
         else:
-            st.button("Cancel", icon=":material/cancel:", key="cancel_run", on_click=parts.jobs.cancel, args=(job.id,))
+            st.button(
+                "Cancel",
+                icon=":material/cancel:",
+                key="cancel_run",
+                on_click=parts.jobs.cancel,
+                args=(job.id,),
+            )
 
 
 def progress(job: Job) -> None:
@@ -87,29 +94,28 @@ def history(parts: Resources) -> None:
     for number, run in enumerate(found):
         when = datetime.fromtimestamp(run.created_at / 1000).strftime("%d %b %Y, %H:%M")
         icon, _ = BADGES[run.status]
-        with st.expander(f"{run.status} · {when} · {run.adapter_id or run.id}", icon=icon, expanded=number == 0):
+        with st.expander(
+            f"{run.status} · {when} · {run.adapter_id or run.id}", icon=icon, expanded=number == 0
+        ):
             report(parts, run)
 
 
 def report(parts: Resources, run: Run) -> None:
-    """The gate's sentence, the table of what was compared, and where the run came from."""
+    """The gate's reason, the figures before and after, its checks, and where the run came from."""
     if run.error:
         st.warning(safe_markdown(run.error), icon=":material/error:")
-    verdict = verdict_of(run)
-    if verdict.get("reason"):
-        st.markdown(safe_markdown(str(verdict["reason"])))
-    checks = verdict.get("checks") or []
-    if checks:
-        st.table([
-            {
-                "Check": check["name"],
-                "Before": f"{check['before']:.3g}",
-                "After": f"{check['after']:.3g}",
-                "Asked for": check["limit"],
-                "Result": "passed" if check["passed"] else "FAILED",
-            }
-            for check in checks
-        ])  # fmt: skip
+    figures = run.report
+    if figures.get("reason"):
+        verdict = "Promoted" if figures.get("passed") else "Refused"
+        st.markdown(f"**{verdict}.** {safe_markdown(str(figures['reason']))}")
+    measures = [
+        name for name in MEASURES if name in figures.get("before", {}) and name in figures.get("after", {})
+    ]
+    if measures:
+        st.table([compared(figures, name) for name in measures], hide_index=True)
+        for check in figures.get("checks", []):
+            mark = ":green[:material/check:]" if check["passed"] else ":red[:material/close:]"
+            st.caption(f"{mark} {safe_markdown(check['sentence'])}")
     lineage = {
         "Adapter": run.adapter_id,
         "Data set": run.dataset_version,
@@ -125,10 +131,15 @@ def report(parts: Resources, run: Run) -> None:
         )  # fmt: skip
 
 
-def verdict_of(run: Run) -> dict[str, Any]:
-    """The gate's verdict in a run's report; empty when it never came to one."""
-    verdict = run.report.get("verdict", run.report)
-    return verdict if isinstance(verdict, dict) else {}
+def compared(figures: dict[str, Any], name: str) -> dict[str, str]:
+    """One row of the table."""
+    before, after = figures["before"][name], figures["after"][name]
+    return {
+        f"{figures.get('cases', '?')} cases": MEASURES[name],
+        "Before": f"{before:.3f}",
+        "After": f"{after:.3f}",
+        "Change": f"{after - before:+.3f}",
+    }
 
 
 def folder_of(parts: Resources, run: Run) -> Path:

@@ -14,14 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from app.supervisor import Part, Supervisor
-from core.db import Database, audit
+from core.db import Database
 from core.errors import SettingsError, StorageError, UnderstudyError
 from core.files import owner_lock
 from core.jobs import Jobs
-from core.settings import PROJECT, Settings, child_environment, engine_key, load_settings, quiet_environment
-
-SAMPLES = PROJECT / "data" / "samples" / "documents"
-SAMPLES_DONE = "samples_added"
+from core.settings import Settings, child_environment, engine_key, load_settings, quiet_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="port of pages and API (default 8400; 0 takes a free one)")
     parser.add_argument("--model", help="catalog id or path of a .gguf file")
     parser.add_argument("--data-dir", help="where state lives")
-    parser.add_argument("--no-samples", action="store_true", help="do not add the sample documents at first start")
+    parser.add_argument(
+        "--no-samples", action="store_true", help="do not add the sample documents at first start"
+    )
     parser.add_argument(
         "--scripted", type=Path, metavar="FILE", help="answer from a JSON list instead of a model (for tests)"
     )
@@ -79,7 +78,8 @@ def supervise(settings: Settings, scripted: Path | None = None, *, samples: bool
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ask_to_stop)
-    say(f"Starting the pages, the engine ({settings.model}) and the worker. Logs: {settings.data_dir / 'logs'}")
+    say(f"Starting the pages, the engine ({settings.model}) and the worker.")
+    say(f"Logs are in {settings.data_dir / 'logs'}.")
     supervisor = Supervisor(parts(settings, scripted), environment(settings), settings.data_dir, say)
     supervisor.start()
     if samples:
@@ -115,23 +115,23 @@ def watch(supervisor: Supervisor, stopping: threading.Event, url: str) -> None:
 def add_samples(settings: Settings) -> None:
     """At the first start of a data folder, read the sample documents and queue the rest of the work."""
     from rag.documents import DocumentStore
+    from rag.ingest import SAMPLES
+    from rag.passages import PassageStore
     from rag.reader import Reader
 
     database = Database(settings.database)
     try:
-        with database.read() as connection:
-            if connection.execute("SELECT 1 FROM meta WHERE key = ?", (SAMPLES_DONE,)).fetchone():
-                return
+        passages = PassageStore(database)
+        if passages.note("samples") == "added" or not SAMPLES.is_dir():
+            return
         documents = DocumentStore(database, settings)
         files = sorted(path for path in SAMPLES.glob("*") if path.is_file())
         with Reader(settings) as reader:
             for path in files:
                 documents.add_file(path, "sample", reader)
-        with database.write() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '1')", (SAMPLES_DONE,))
-            audit(connection, "serve", "samples.add", f"{len(files)} documents")
+        passages.put_note(samples="added")
         Jobs(database).submit("ingest", once=True)
-        say(f"First start: adding {len(files)} sample documents. The Documents page shows when they are ready.")
+        say(f"First start: {len(files)} sample documents are being prepared; the pages say how far it is.")
     except UnderstudyError as error:
         say(f"The sample documents could not be added: {error}")
     finally:
@@ -143,13 +143,11 @@ def with_ports(settings: Settings) -> Settings:
 
     Raises SettingsError when a chosen port is taken.
     """
-    chosen = {
-        "port": _claim(settings.host, settings.port, "UNDERSTUDY_PORT"),
-        "engine_port": _claim("127.0.0.1", settings.engine_port, "UNDERSTUDY_ENGINE_PORT"),
-    }
-    if chosen["port"] == chosen["engine_port"]:
+    port = _claim(settings.host, settings.port, "UNDERSTUDY_PORT")
+    engine_port = _claim("127.0.0.1", settings.engine_port, "UNDERSTUDY_ENGINE_PORT")
+    if port == engine_port:
         raise SettingsError("port and engine_port are the same.", "Give one of them another number.")
-    return replace(settings, **chosen)
+    return replace(settings, port=port, engine_port=engine_port)
 
 
 def _claim(host: str, port: int, variable: str) -> int:

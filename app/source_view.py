@@ -37,7 +37,11 @@ def _dialog(parts: Resources, citation: Citation) -> None:
 def excerpt(text: str, start: int, end: int, around: int) -> str:
     """Markdown of `text[start:end]` marked, with whole lines or words before and after."""
     first = _boundary(text, max(0, start - around), forward=True) if start > around else 0
-    last = _boundary(text, min(len(text), end + around), forward=False) if end + around < len(text) else len(text)
+    last = (
+        _boundary(text, min(len(text), end + around), forward=False)
+        if end + around < len(text)
+        else len(text)
+    )
     first, last = min(first, start), max(last, end)
     before = ("… " if first else "") + text[first:start]
     after = text[end:last] + (" …" if last < len(text) else "")
@@ -64,6 +68,8 @@ def _gap(white: str) -> str:
 def _boundary(text: str, position: int, *, forward: bool) -> int:
     """The nearest place to cut: after white space (forward) or before it."""
     if forward:
-        found = next((i for i in range(position, min(position + 80, len(text))) if text[i].isspace()), position)
+        found = next(
+            (i for i in range(position, min(position + 80, len(text))) if text[i].isspace()), position
+        )
         return found + 1 if found != position else position
     return next((i for i in range(position, max(position - 80, 0), -1) if text[i].isspace()), position)

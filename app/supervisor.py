@@ -1,8 +1,8 @@
 """Keeps child processes running: starts them, restarts the dead, caps their logs, stops them together.
 
-Every child is the leader of its own process group, so stopping it also stops what it started, and asks the
-kernel for a SIGTERM when the supervisor dies (prctl(2), PR_SET_PDEATHSIG), so none is left behind. That signal
-follows the *thread* that started the child: call `start` and `tick` from one thread that lives on.
+Every child leads a process group of its own, so stopping it also stops what it started. The kernel is asked
+to send it a SIGTERM when the supervisor dies (prctl(2), PR_SET_PDEATHSIG), so none is left behind. That
+signal follows the *thread* that started the child: call `start` and `tick` from one thread that lives on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,11 @@ class Supervisor:
     """Runs `parts` with one environment; `say` gets one sentence for everything worth knowing."""
 
     def __init__(
-        self, parts: Sequence[Part], environment: Mapping[str, str], data_dir: Path, say: Callable[[str], None]
+        self,
+        parts: Sequence[Part],
+        environment: Mapping[str, str],
+        data_dir: Path,
+        say: Callable[[str], None],
     ) -> None:
         self.environment = dict(environment)
         self.state_file = data_dir / "serve.json"
@@ -157,8 +162,8 @@ class Supervisor:
         reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         if child.quick_deaths >= QUICK_DEATHS:
             child.gave_up = (
-                f"The {child.part.name} stopped {QUICK_DEATHS} times right after starting ({reason}) and is not"
-                f" restarted any more. The last lines of {child.log}:\n{tail(child.log)}"
+                f"The {child.part.name} stopped {QUICK_DEATHS} times right after starting ({reason}) and is"
+                f" not restarted any more. The last lines of {child.log}:\n{tail(child.log)}"
             )
             self.say(child.gave_up)
             return
@@ -219,7 +224,5 @@ def _die_with(parent: int) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass

@@ -34,7 +34,9 @@ def page() -> None:
     """Draw the page once."""
     parts = resources()
     st.title("Training", anchor=False)
-    st.caption("Votes and approved corrections become a data set, the data set an adapter; a judge decides its fate.")
+    st.caption(
+        "Votes and approved corrections become a data set, the data set an adapter; a judge decides its fate."
+    )
     counts(parts)
     review_tab, data_tab, run_tab = st.tabs(["Review", "Data set", "Runs"], key="training_tab")
     with review_tab:
@@ -67,11 +69,15 @@ def review(parts: Resources) -> None:
     if message:
         st.warning(message, icon=":material/warning:")
     if not waiting:
-        st.info("No corrections wait. They appear here when somebody corrects an answer.", icon=":material/done_all:")
+        st.info(
+            "No corrections wait. They appear here when somebody corrects an answer.",
+            icon=":material/done_all:",
+        )
         return
     if too_fast():
         st.warning(
-            "You are approving quickly. What you approve answers everybody and trains the model.", icon=":material/speed:"
+            "You are approving quickly. What you approve answers everybody and trains the model.",
+            icon=":material/speed:",
         )
     for pending in waiting:
         card(parts, pending)
@@ -153,14 +159,18 @@ def dataset(parts: Resources) -> None:
     train = [example for example in usable if not is_held_out(example.key, 0.2, seed)]
     rows, pairs = best(train), [example for example in train if example.pair]
     st.markdown(
-        f"A run that starts now imitates **{len(rows)}** answers, learns from **{len(pairs)}** pairs, and keeps "
-        f"**{len(held)}** back for the judge. At least 8 answers are needed."
+        f"A run that starts now imitates **{len(rows)}** answers, learns from **{len(pairs)}** pairs, and "
+        f"keeps **{len(held)}** back for the judge. At least 8 answers are needed."
     )
     reasons: dict[str, int] = {}
-    for reason in [drop.reason for drop in drops] + ["no passage that was shown holds it"] * (len(found) - len(usable)):
+    for reason in [drop.reason for drop in drops] + ["no passage that was shown holds it"] * (
+        len(found) - len(usable)
+    ):
         reasons[reason] = reasons.get(reason, 0) + 1
     if reasons:
-        st.caption("Left out: " + safe_markdown("; ".join(f"{n} × {reason}" for reason, n in reasons.items())) + ".")
+        st.caption(
+            "Left out: " + safe_markdown("; ".join(f"{n} × {reason}" for reason, n in reasons.items())) + "."
+        )
     for example in rows[:ROWS]:
         with st.container(border=True):
             st.markdown(f"**{safe_markdown(short(example.exchange.question, 300))}**")
@@ -227,7 +237,7 @@ def duration(parts: Resources) -> str:
     """How long the last finished run took, or what to expect of the first."""
     done = next((job for job in parts.jobs.list("retrain") if job.status == "done"), None)
     if done is None:
-        return "With the built-in model and some dozens of votes a run takes a few minutes on a CPU. Chat stays usable."
+        return "With the built-in model a run takes a few minutes on a CPU. Chat stays usable meanwhile."
     minutes = (done.updated_at - done.created_at) / 60_000
     return f"The last run took {minutes:.1f} minutes. Chat stays usable meanwhile."
 

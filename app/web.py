@@ -80,7 +80,9 @@ def report_page_error(error: Exception) -> bool:
 
     number = secrets.token_hex(4)
     log.error("page error %s\n%s", number, "".join(traceback.format_exception(error)))
-    st.error(f"Something went wrong on this page (error {number}). The web log says what.", icon=":material/error:")
+    st.error(
+        f"Something went wrong on this page (error {number}). The web log says what.", icon=":material/error:"
+    )
     return True
 
 

@@ -41,7 +41,9 @@ def test_help_of_a_command_imports_nothing_heavy(name: str) -> None:
         "heavy = {'torch', 'streamlit', 'chromadb', 'llama_cpp', 'transformers', 'langchain_core'}\n"
         "sys.exit(f'imported {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert f"usage: understudy {name}" in done.stdout
 
@@ -61,7 +63,12 @@ def test_a_bad_setting_is_one_sentence_without_traceback(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ModelError("No file.", "Get one."), 1), (ConflictError("Taken."), 3), (KeyboardInterrupt(), 130), (OSError("x"), 1)],
+    [
+        (ModelError("No file.", "Get one."), 1),
+        (ConflictError("Taken."), 3),
+        (KeyboardInterrupt(), 130),
+        (OSError("x"), 1),
+    ],
 )
 def test_exit_codes(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -67,7 +67,10 @@ def test_other_origins_are_refused(tmp_path: Path, origin: str) -> None:
     web = client(tmp_path)
     assert web.post("/v1/chat/completions", headers={"origin": origin}).status_code == 403
     assert web.put("/_stcore/upload_file/a/b", headers={"origin": origin}).status_code == 403
-    with pytest.raises(WebSocketDisconnect), web.websocket_connect("/_stcore/stream", headers={"origin": origin}):
+    with (
+        pytest.raises(WebSocketDisconnect),
+        web.websocket_connect("/_stcore/stream", headers={"origin": origin}),
+    ):
         pass
 
 
@@ -82,7 +85,13 @@ def test_the_own_origin_and_programs_are_served(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/_stcore/metrics", "/_stcore/agent/interact", "/_stcore/agent/mcp", "/_stcore/script-health-check", "/component/x/y"],
+    [
+        "/_stcore/metrics",
+        "/_stcore/agent/interact",
+        "/_stcore/agent/mcp",
+        "/_stcore/script-health-check",
+        "/component/x/y",
+    ],
 )
 def test_closed_paths(tmp_path: Path, path: str) -> None:
     assert client(tmp_path).get(path).status_code == 404
@@ -146,12 +155,23 @@ def test_a_cookie_cannot_be_forged_and_ends(tmp_path: Path, monkeypatch: pytest.
     settings = Settings(data_dir=tmp_path, password=PASSWORD)
     good = Login(settings).token()
     expires, _, signature = good.partition(".")
-    bad = ["", "x", ".", f"{int(expires) + 9}.{signature}", f"{expires}.{'0' * 64}", f"٣.{signature}", f"-1.{signature}"]
+    bad = [
+        "",
+        "x",
+        ".",
+        f"{int(expires) + 9}.{signature}",
+        f"{expires}.{'0' * 64}",
+        f"٣.{signature}",
+        f"-1.{signature}",
+    ]
     for token in bad:
         web = client(tmp_path, PASSWORD)
         assert web.get("/", headers={"cookie": f"{COOKIE}={token}".encode()}).status_code == 303, token
     assert client(tmp_path, PASSWORD).get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code == 200
-    assert client(tmp_path, "another password").get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code == 303
+    assert (
+        client(tmp_path, "another password").get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code
+        == 303
+    )
     later = time.time() + SESSION_S + 1
     monkeypatch.setattr(time, "time", lambda: later)
     assert client(tmp_path, PASSWORD).get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code == 303

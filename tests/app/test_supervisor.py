@@ -21,7 +21,8 @@ SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sle
 PARENT = [
     sys.executable,
     "-c",
-    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)",
+    "import subprocess, sys, time; sleep = 'import time; time.sleep(600)'\n"
+    "subprocess.Popen([sys.executable, '-c', sleep]); time.sleep(600)",
 ]
 
 
@@ -101,7 +102,10 @@ def test_stop_takes_grandchildren_along(start: Callable[..., Supervisor]) -> Non
 
 
 def test_stop_kills_what_ignores_sigterm(start: Callable[..., Supervisor], said: list[str]) -> None:
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True); time.sleep(600)"
+    )
     supervisor = start(Part("engine", [sys.executable, "-c", deaf]))
     until(lambda: "deaf" in tail(supervisor.children["engine"].log), supervisor)
     process = psutil.Process(supervisor.pid("engine"))
