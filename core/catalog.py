@@ -129,7 +129,7 @@ def _rows(template: str, stop: str, rows: str) -> list[CatalogModel]:
     return made
 
 
-# id | name | billions of weights | licence | GGUF repository | file | trainable repository | RAM | QLoRA | LoRA
+# id | name | billions | licence | GGUF repository | file | trainable repository | RAM | QLoRA | LoRA
 # RAM: size of the GGUF, cache of 4,096 tokens and 0.3 GB. Training: interpolated between the sizes published
 # for QLoRA / LoRA (3B 3.5/8 GB, 7B 5/19 GB, 8B 6/22 GB), below 3B towards 1.2/1.4 GB.
 _SMOLLM2 = """
@@ -149,8 +149,9 @@ qwen3-8b | Qwen3 8B | 8.2 | Apache-2.0 | Qwen/Qwen3-8B-GGUF | Qwen3-8B-Q4_K_M.gg
  6.0 | 6.1 | 22.4
 """
 _LLAMA3 = """
-llama-3.2-3b | Llama 3.2 3B Instruct | 3.2 | Llama 3.2 Community License | bartowski/Llama-3.2-3B-Instruct-GGUF |\
- Llama-3.2-3B-Instruct-Q4_K_M.gguf | meta-llama/Llama-3.2-3B-Instruct | 2.8 | 3.6 | 8.6
+llama-3.2-3b | Llama 3.2 3B Instruct | 3.2 | Llama 3.2 Community License |\
+ bartowski/Llama-3.2-3B-Instruct-GGUF | Llama-3.2-3B-Instruct-Q4_K_M.gguf |\
+ meta-llama/Llama-3.2-3B-Instruct | 2.8 | 3.6 | 8.6
 """
 _MISTRAL = """
 mistral-7b | Mistral 7B Instruct v0.3 | 7.2 | Apache-2.0 | bartowski/Mistral-7B-Instruct-v0.3-GGUF |\

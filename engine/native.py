@@ -39,8 +39,11 @@ class Limits:
 class NativeModel:
     """A loaded model with its context. Create, use and close it on one thread."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        """Load the model (raises ModelError with llama.cpp's own reason)."""
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        """Load the model, or without `limits` its vocabulary only.
+
+        Raises ModelError with llama.cpp's own reason.
+        """
         import llama_cpp.llama_cpp as library
 
         self._lib: Any = library
@@ -55,19 +58,25 @@ class NativeModel:
         self._load(path, limits)
         self._vocab: Any = library.llama_model_get_vocab(self._model)
         self.vocabulary = int(library.llama_vocab_n_tokens(self._vocab))
-        self.context = int(library.llama_n_ctx(self._context))
+        self.context = int(library.llama_n_ctx(self._context)) if self._context else 0
         self.bos = int(library.llama_vocab_bos(self._vocab))
         self.adds_bos = bool(library.llama_vocab_get_add_bos(self._vocab)) and self.bos >= 0
         self._controls = self._control_tokens()
         self._split = re.compile("|".join(re.escape(text) for text in sorted(self._controls, key=len)[::-1]))
 
-    def _load(self, path: Path, limits: Limits) -> None:
+    def _load(self, path: Path, limits: Limits | None) -> None:
         lib = self._lib
         model_params = lib.llama_model_default_params()
-        model_params.n_gpu_layers = 999_999 if limits.gpu_layers < 0 else limits.gpu_layers
+        model_params.vocab_only = limits is None
+        model_params.n_gpu_layers = limits.gpu_layers if limits else 0
         self._model = lib.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")
+        if limits is not None:
+            self._make_context(limits)
+
+    def _make_context(self, limits: Limits) -> None:
+        lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = limits.context
         params.n_batch = params.n_ubatch = min(BATCH, limits.context)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import EngineBusy, EngineUnavailable
+from core.files import write_json
+from engine.backend import Finished, Piece
+from engine.requests import parse
+from engine.scheduler import QUEUE_LIMIT, Event, Failed, Scheduler, Started, Ticket
+from engine.scripted import ScriptedBackend
+
+LINES = [
+    {"match": "slow", "reply": "word " * 100, "delay_ms": 20},
+    {"match": "quick", "reply": "A quick reply."},
+]
+
+
+class Client:
+    """Collects a ticket's events."""
+
+    def __init__(self, scheduler: Scheduler, text: str, tokens: int = 200) -> None:
+        self.events: list[Event] = []
+        self.done = threading.Event()
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+        self.ticket = Ticket(parse("chat", body), self.take)
+        scheduler.submit(self.ticket)
+
+    def take(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Finished | Failed):
+            self.done.set()
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Piece))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
+    write_json(tmp_path / "script.json", LINES)
+    made = Scheduler(ScriptedBackend(tmp_path / "script.json"), lambda _: None)
+    made.start()
+    until(lambda: made.state == "ready")
+    yield made
+    made.stop()
+    assert made.join(5)
+
+
+def test_replies_come_in_the_order_asked(scheduler: Scheduler) -> None:
+    clients = [Client(scheduler, "quick") for _ in range(10)]
+    for client in clients:
+        assert client.done.wait(20)
+        assert isinstance(client.events[0], Started)
+        assert client.text == "A quick reply."
+    assert scheduler.served == 10
+
+
+def test_a_full_queue_says_so(scheduler: Scheduler) -> None:
+    first = Client(scheduler, "slow")
+    until(lambda: scheduler.load["running"] == 1)
+    waiting = [Client(scheduler, "quick") for _ in range(QUEUE_LIMIT)]
+    with pytest.raises(EngineBusy, match="waiting already"):
+        Client(scheduler, "quick")
+    for client in (first, *waiting):
+        scheduler.cancel(client.ticket)
+    assert first.done.wait(5)
+    assert Client(scheduler, "quick").done.wait(20)
+
+
+def test_cancelling_frees_the_slot_before_the_next_starts(scheduler: Scheduler) -> None:
+    first, second = Client(scheduler, "slow"), Client(scheduler, "quick")
+    until(lambda: bool(first.text))
+    scheduler.cancel(first.ticket)
+    assert second.done.wait(1)
+    assert first.done.is_set()
+    assert isinstance(first.events[-1], Finished)
+    assert first.events[-1].reason == "cancelled"
+    assert second.text == "A quick reply."
+
+
+def test_a_cancelled_request_in_the_queue_never_starts(scheduler: Scheduler) -> None:
+    first, second = Client(scheduler, "slow"), Client(scheduler, "slow")
+    scheduler.cancel(second.ticket)
+    scheduler.cancel(first.ticket)
+    assert Client(scheduler, "quick").done.wait(20)
+    assert second.events == []
+
+
+def test_stopping_tells_everybody(scheduler: Scheduler) -> None:
+    first, second = Client(scheduler, "slow"), Client(scheduler, "quick")
+    until(lambda: bool(first.text))
+    scheduler.stop()
+    assert scheduler.join(2)
+    for client in (first, second):
+        last = client.events[-1]
+        assert isinstance(last, Failed)
+        assert isinstance(last.error, EngineUnavailable)
+    with pytest.raises(EngineUnavailable):
+        Client(scheduler, "quick")
+
+
+def test_a_broken_client_harms_nobody(scheduler: Scheduler) -> None:
+    def broken(_event: Event) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    scheduler.submit(Ticket(parse("chat", {"messages": [{"role": "user", "content": "quick"}]}), broken))
+    assert Client(scheduler, "quick").done.wait(20)
+
+
+def test_calls_run_on_the_owner_thread(scheduler: Scheduler) -> None:
+    assert scheduler.call(threading.current_thread).result(5).name == "engine-owner"
+    with pytest.raises(ZeroDivisionError):
+        scheduler.call(lambda: 1 / 0).result(5)
+
+
+def test_a_model_that_does_not_load_is_reported(tmp_path: Path) -> None:
+    scheduler = Scheduler(ScriptedBackend(tmp_path / "none.json"), lambda _: None)
+    scheduler.start()
+    until(lambda: scheduler.state == "failed")
+    assert "Could not read" in scheduler.reason
+    with pytest.raises(EngineUnavailable, match="Could not read"):
+        Client(scheduler, "quick")
+    assert scheduler.join(5)
