@@ -15,7 +15,10 @@ from core.types import Citation, Passage, Unit
 from rag.prompt import REFUSAL, is_refusal
 from rag.words import content, numbers, one_line, overlap, rarity
 
-QUOTE_OVERLAP = 0.45  # below this share of the question's words nothing is quoted
+# A unit is quoted when it reaches either. Chosen on 128 questions about the samples: 84 of 109 answers found,
+# 9 wrong quotes, nothing quoted for half of the questions that have no answer.
+QUOTE_OVERLAP = 0.45  # share of the question's words
+QUOTE_COSINE = 0.6  # similarity to the question
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
 
@@ -151,8 +154,8 @@ def quotes(
 ) -> Resolved | None:
     """The units that fit the question best, quoted and cited; None when none fits well.
 
-    Scored by the share of the question's words (rare ones weigh more) in unit and heading, plus half the
-    cosine similarity when `similarity` is given. A second unit is quoted only when it is nearly as good.
+    Scored by the share of the question's words (rare ones weigh more) in unit and heading, plus the cosine
+    similarity when `similarity` is given. A second unit is quoted only when it is nearly as good.
     """
     pairs = [(passage, unit) for passage in passages for unit in passage.units]
     asked = content(question)
@@ -162,10 +165,13 @@ def quotes(
     shares = [overlap(asked, f"{unit.text}\n{p.document}\n{p.heading}", weights) for p, unit in pairs]
     own = [overlap(asked, unit.text, weights) for _, unit in pairs]
     close = similarity(question, [unit.text for _, unit in pairs]) if similarity else [0.0] * len(pairs)
-    scores = [share + 0.25 * o + 0.5 * c for share, o, c in zip(shares, own, close, strict=True)]
+    scores = [share + 0.25 * o + c for share, o, c in zip(shares, own, close, strict=True)]
     order = sorted(range(len(pairs)), key=lambda i: (-scores[i], pairs[i][1].number))
-    least = 0.8 * scores[order[0]]
-    chosen = [i for i in order[:most] if shares[i] >= QUOTE_OVERLAP and own[i] > 0 and scores[i] >= least]
+    chosen = [
+        i
+        for i in order[:most]
+        if (shares[i] >= QUOTE_OVERLAP or close[i] >= QUOTE_COSINE) and scores[i] >= 0.8 * scores[order[0]]
+    ]
     if not chosen:
         return None
     text = "\n\n".join(f"“{pairs[i][1].text}” [{label}]" for label, i in enumerate(chosen, 1))

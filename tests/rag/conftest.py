@@ -1,0 +1,75 @@
+"""Fixtures of the rag tests: a data folder of their own, the real embedder, real SQLite and Chroma."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.db import Database
+from core.settings import Settings, load_settings
+from rag.embed import Embedder
+from rag.index import Index
+from rag.ingest import Ingestor
+from rag.reader import Reader
+
+HANDBOOK = b"""# Staff guide
+
+Everyone works here.
+
+## Leaving
+
+The notice period is 30 days. Send the letter to Ms. Adeyemi, e.g. by post. Do not call.
+
+## Prices
+
+| Plan | Price per month | Seats |
+|---|---|---|
+| Basic | 10 EUR | 5 |
+| Large | 24.50 EUR | 20 |
+
+- Lunch is free on Fridays.
+- Parking costs 3 EUR.
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Defaults, with state in a temporary folder."""
+    return load_settings({}, data_dir=str(tmp_path / "data"))
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """An empty database."""
+    database = Database(settings.database)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """MiniLM, loaded once."""
+    return Embedder()
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """One parser child for all tests that do not kill it."""
+    with Reader(load_settings({}, data_dir=str(tmp_path_factory.mktemp("reader")))) as reader:
+        yield reader
+
+
+@pytest.fixture
+def index(settings: Settings, database: Database) -> Iterator[Index]:
+    """An index on the test's folder."""
+    index = Index(settings, database)
+    yield index
+    index.close()
+
+
+@pytest.fixture
+def ingestor(settings: Settings, database: Database, index: Index, embedder: Embedder) -> Ingestor:
+    """An ingestor with everything real."""
+    return Ingestor(settings, database, index, embedder)
