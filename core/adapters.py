@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.db import Database, audit, now_ms
-from core.errors import ConflictError, ModelError, NotFoundError
+from core.errors import ConflictError, ModelError, NotFoundError, StorageError
 from core.files import inside, read_json, sha256_of
 
 CARD = "card.json"
@@ -71,9 +71,17 @@ class AdapterRegistry:
             connection.execute(
                 "INSERT INTO adapters VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO NOTHING",
                 (
-                    adapter.id, adapter.base, adapter.base_sha256, adapter.sha256, adapter.run_id,
-                    adapter.dataset_version, adapter.parent_id, adapter.method, adapter.verdict,
-                    json.dumps(adapter.metrics), adapter.created_at,
+                    adapter.id,
+                    adapter.base,
+                    adapter.base_sha256,
+                    adapter.sha256,
+                    adapter.run_id,
+                    adapter.dataset_version,
+                    adapter.parent_id,
+                    adapter.method,
+                    adapter.verdict,
+                    json.dumps(adapter.metrics),
+                    adapter.created_at,
                 ),
             )
             audit(connection, "registry", "adapter.register", adapter.id)
@@ -156,23 +164,40 @@ class AdapterRegistry:
         for entry in reversed(history):
             if entry.action == "promote":
                 stack.append(entry.adapter_id)
-            elif len(stack) > 1:
+                continue
+            stack = stack[:-1] or [None]
+            while len(stack) > 1 and stack[-1] != entry.adapter_id:
                 stack.pop()
-        previous = stack[-2] if len(stack) > 1 else None
+        stack = stack[:-1] or [None]
+        # an adapter whose file is gone or changed cannot come back: go on to the one before it
+        while len(stack) > 1 and not self._intact(stack[-1]):
+            stack.pop()
+        previous = stack[-1]
         return self._append(base, previous, "rollback", actor, reason, history[0].seq)
+
+    def _intact(self, adapter_id: str | None) -> bool:
+        try:
+            return adapter_id is None or bool(self.verify(self.get(adapter_id)))
+        except (ModelError, StorageError):
+            return False
 
     def _append(
         self, base: str, adapter_id: str | None, action: str, actor: str, reason: str, expected: int | None
     ) -> Promotion:
         with self.database.write() as connection:
-            row = connection.execute("SELECT MAX(seq) AS seq FROM promotions WHERE base = ?", (base,)).fetchone()
-            if expected is not None and (row["seq"] or 0) != expected:
+            row = connection.execute(
+                "SELECT * FROM promotions WHERE base = ? ORDER BY seq DESC LIMIT 1", (base,)
+            ).fetchone()
+            if expected is not None and (row["seq"] if row else 0) != expected:
                 raise ConflictError(
                     "Another adapter was promoted meanwhile.", "Evaluate again against the one on stage."
                 )
+            if row and action == "promote" and row["adapter_id"] == adapter_id:
+                return Promotion(**dict(row))  # a second click, which a rollback must not count
             created = now_ms()
             seq = connection.execute(
-                "INSERT INTO promotions (base, adapter_id, action, actor, reason, created_at) VALUES (?,?,?,?,?,?)",
+                "INSERT INTO promotions (base, adapter_id, action, actor, reason, created_at)"
+                " VALUES (?,?,?,?,?,?)",
                 (base, adapter_id, action, actor, reason, created),
             ).lastrowid
             audit(connection, actor, f"adapter.{action}", f"{base}: {adapter_id or 'base'}: {reason}")

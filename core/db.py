@@ -5,7 +5,7 @@ House rules (each paid for by a known failure):
 * every write transaction is `BEGIN IMMEDIATE`: `busy_timeout` does not cover a read transaction that
   upgrades to a write, which then fails at once with "database is locked".
 * no transaction is held across a model call.
-* a newer schema is refused instead of guessed at; an older one is backed up, then migrated in one transaction.
+* a newer schema is refused instead of guessed at; an older one is backed up, then migrated in one go.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,6 +175,10 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
+class _Connection(sqlite3.Connection):
+    """One that weak references can point to."""
+
+
 class Database:
     """One SQLite file; connections are per thread, write transactions are one at a time per process."""
 
@@ -184,20 +189,24 @@ class Database:
         """
         self.path = path
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        # weak: a connection closes with its thread, and every rerun of a page is a thread of its own
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._write_lock = threading.RLock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._migrate()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.close()
             raise StorageError(
                 f"The database {path} cannot be used: {error}.",
                 "Restore it from a backup; it was left as it is.",
             ) from error
+        except StorageError:
+            self.close()
+            raise
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        connection: _Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             # check_same_thread=False only so that close() may run from another thread
             connection = sqlite3.connect(
@@ -205,6 +214,7 @@ class Database:
                 timeout=BUSY_TIMEOUT_MS / 1000,
                 isolation_level=None,
                 check_same_thread=False,
+                factory=_Connection,
             )
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
@@ -212,7 +222,7 @@ class Database:
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA mmap_size=0")
             self._local.connection = connection
-            self._connections.append(connection)
+            self._connections.add(connection)
         return connection
 
     @contextmanager
@@ -273,7 +283,7 @@ class Database:
 
     def close(self) -> None:
         """Close every thread's connection."""
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.close()
         self._connections.clear()
         self._local = threading.local()

@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Raises StorageError when the disk is full or the folder cannot be written; `target` is then untouched.
     """
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -54,7 +55,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
             "Free some space or check the folder's permissions, then try again.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
@@ -130,6 +132,8 @@ def inside(folder: Path, name: str) -> Path:
 
     Raises StorageError when the result would lie outside `folder`.
     """
+    if "\0" in name:
+        raise StorageError("A name must not hold a NUL character.", "Choose a plain name.")
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
         raise StorageError(f"The name {name!r} leaves the folder {folder}.", "Choose a plain name.")

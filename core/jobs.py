@@ -78,7 +78,8 @@ class Jobs:
         """Jobs (of a kind), newest first."""
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT * FROM jobs WHERE ?1 IS NULL OR kind = ?1 ORDER BY created_at DESC, rowid DESC LIMIT ?2",
+                "SELECT * FROM jobs WHERE ?1 IS NULL OR kind = ?1"
+                " ORDER BY created_at DESC, rowid DESC LIMIT ?2",
                 (kind, limit),
             ).fetchall()
         return [_job(row) for row in rows]
@@ -93,7 +94,8 @@ class Jobs:
         with self.database.write() as connection:
             connection.execute(
                 "UPDATE jobs SET status = 'cancelled', message = 'Cancelled.', updated_at = ?1"
-                " WHERE cancel_requested = 1 AND (status = 'queued' OR (status = 'running' AND lease_until < ?1))",
+                " WHERE cancel_requested = 1"
+                " AND (status = 'queued' OR (status = 'running' AND lease_until < ?1))",
                 (now,),
             )
             connection.execute(
@@ -122,9 +124,7 @@ class Jobs:
         with self.database.write() as connection:
             connection.execute("UPDATE jobs SET lease_until = 0 WHERE status = 'running'")
 
-    def heartbeat(
-        self, job: Job, progress: float | None = None, message: str | None = None
-    ) -> bool:
+    def heartbeat(self, job: Job, progress: float | None = None, message: str | None = None) -> bool:
         """Renew the lease and report progress; returns whether cancelling was asked for.
 
         Raises ConflictError when another worker holds the job now.

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import tempfile
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,7 @@ class Settings:
         return tuple(part.strip() for part in self.methods.split(",") if part.strip())
 
 
-def load_settings(
-    environ: Mapping[str, str] | None = None, **overrides: Any
-) -> Settings:
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read, check and freeze the settings; `overrides` (from a command line) win over everything.
 
     Raises SettingsError naming the key and where it was set.
@@ -83,9 +83,7 @@ def load_settings(
     return settings
 
 
-def _sources(
-    environ: Mapping[str, str], overrides: Mapping[str, Any]
-) -> list[tuple[str, str, Any]]:
+def _sources(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     found: list[tuple[str, str, Any]] = []
     config = Path(environ.get(CONFIG_VARIABLE) or "understudy.toml")
     if config.exists():
@@ -107,7 +105,7 @@ _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
 
-def _parse(source: str, key: str, raw: Any, kind: type) -> Any:
+def _parse(source: str, key: str, raw: Any, kind: Any) -> Any:
     text = str(raw).strip()
     try:
         if issubclass(kind, Path):
@@ -115,16 +113,14 @@ def _parse(source: str, key: str, raw: Any, kind: type) -> Any:
                 raise ValueError
             path = Path(text).expanduser().resolve()
             if path in (Path("/"), Path.home()):
-                raise SettingsError(
-                    f"{key} must not be {path} ({source}).", "Give it a folder of its own."
-                )
+                raise SettingsError(f"{key} must not be {path} ({source}).", "Give it a folder of its own.")
             return path
         if kind is bool:
             if text.lower() not in _TRUE | _FALSE:
                 raise ValueError
             return text.lower() in _TRUE
         return kind(text)
-    except ValueError:
+    except (ValueError, RuntimeError):  # RuntimeError: the home of a user who does not exist
         raise SettingsError(
             f"Setting {key} ({source}) is {text[:80]!r}, which is not a {kind.__name__.lower()}."
         ) from None
@@ -163,6 +159,8 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, key)
         if not low <= value <= high:  # also refuses NaN
             raise SettingsError(f"Setting {key} is {value}; it must lie from {low:g} to {high:g}.")
+    if settings.port and settings.port == settings.engine_port:
+        raise SettingsError(f"Settings port and engine_port are both {settings.port}.", "Change one of them.")
     if settings.schedule not in SCHEDULES:
         raise SettingsError(f"Setting schedule is {settings.schedule!r}; choose {', '.join(SCHEDULES)}.")
     unknown = [method for method in settings.method_list if method not in METHODS]
@@ -208,11 +206,13 @@ def engine_key(settings: Settings) -> str:
     Made on first use, readable by the owner only.
     """
     path = settings.data_dir / "engine.key"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text("ascii").strip()
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_urlsafe(32))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # linked into place when complete: processes that start together must not read an empty key
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix="engine.key.", suffix=".partial")
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        os.unlink(draft)
     return path.read_text("ascii").strip()
