@@ -116,7 +116,8 @@ def hf_to_gguf(folder: Path, target: Path, outtype: str = "f16", pre: str = "lla
     """Convert a Hugging Face model folder to the GGUF file `target`; returns it.
 
     `pre` names the pre-tokenizer family to declare for a vocabulary llama.cpp does not know (its regex must
-    be that family's: see check_tokenizer). Raises ModelError with the converter's last words, leaving no file.
+    be that family's: see check_tokenizer). Raises ModelError with the converter's last words and leaves no
+    file.
     """
     if outtype not in OUTTYPES:
         raise ModelError(f"GGUF type {outtype!r} is unknown.", f"Choose from {', '.join(OUTTYPES)}.")
@@ -171,7 +172,7 @@ def check_tokenizer(folder: Path, gguf: Path) -> int:
         )
     ]
     lines = "".join(json.dumps(text) + "\n" for text in strings)
-    done = _child([sys.executable, "-m", "engine.tokenize", str(gguf)], lines)
+    done = _child("Tokenizing with the GGUF", [sys.executable, "-m", "engine.tokenize", str(gguf)], lines)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     wrong = [text for text, left, right in zip(strings, expected, found, strict=True) if left != right]
     if wrong:
@@ -220,24 +221,22 @@ def _run(arguments: list[str], partial: Path) -> None:
             "llama.cpp's converter is not installed.",
             "Run `make setup`, or `python -m finetune.converter PATH_OF_THE_LLAMA_CPP_PYTHON_SDIST`.",
         )
-    _child([sys.executable, "-m", "finetune.converter", "--run", *arguments])
+    _child("The GGUF converter", [sys.executable, "-m", "finetune.converter", "--run", *arguments])
     if not partial.exists():
         raise ModelError("llama.cpp's converter wrote no file.", "Check the model folder.")
 
 
-def _child(command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+def _child(what: str, command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command, input=stdin, cwd=PROJECT, capture_output=True, text=True, timeout=TIME_LIMIT, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            f"{command[2]} took longer than {TIME_LIMIT} s.", "Check the machine's load."
-        ) from error
+        raise ModelError(f"{what} took longer than {TIME_LIMIT} s.", "Check the machine's load.") from error
     if done.returncode:
         words = [line for line in done.stderr.splitlines() if line.strip()]
         last = words[-1].strip() if words else f"exit status {done.returncode}"
-        raise ModelError(f"{command[2]} failed: {last[:300]}", "Check the model folder and the versions.")
+        raise ModelError(f"{what} failed: {last[:300]}", "Check the model folder and the versions.")
     return done
 
 

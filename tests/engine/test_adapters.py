@@ -65,7 +65,7 @@ def test_promotions_and_rollbacks_are_followed(
 
 
 def test_an_unfit_adapter_keeps_the_old_one(
-    stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel
+    stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = register_adapter(registry, tiny_model, 1)
     registry.promote(good.id, "me", "test")
@@ -87,7 +87,12 @@ def test_an_unfit_adapter_keeps_the_old_one(
     served = stage.scheduler.served
     loads: list[str] = []
     original = stage._backend.load_adapter
-    stage._backend.load_adapter = lambda name, path: (loads.append(name), original(name, path))[1]  # type: ignore[method-assign]
+
+    def counted(adapter_id: str, path: Path) -> None:
+        loads.append(adapter_id)
+        original(adapter_id, path)
+
+    monkeypatch.setattr(stage._backend, "load_adapter", counted)
     for _ in range(3):
         stage.sync()
     assert loads == []

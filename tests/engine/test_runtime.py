@@ -78,7 +78,13 @@ def test_a_prompt_that_does_not_fit_names_both_counts(backend: LlamaBackend) -> 
 
 
 def test_seeds(backend: LlamaBackend) -> None:
-    options = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "min_p": 0.01, "repeat_penalty": 1.1}
+    options: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "top_k": 50,
+        "min_p": 0.01,
+        "repeat_penalty": 1.1,
+    }
     first = ask(backend, "hello", seed=5, **options)
     assert first == ask(backend, "hello", seed=5, **options)
     assert len({ask(backend, "hello", seed=seed, **options)[0] for seed in range(5)}) > 1

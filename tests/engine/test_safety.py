@@ -1,0 +1,61 @@
+"""Rules about the source itself: who may touch llama.cpp, and that nothing unpickles or runs foreign code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.settings import PROJECT
+
+PACKAGES = ("app", "rag", "engine", "feedback", "finetune", "evaluation", "core", "benchmarks")
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "diskcache"}
+# resumes the making of the built-in model from the checkpoint it wrote itself
+OWN_CHECKPOINT = "finetune/base_train.py"
+UNSAFE_CALLS = {"eval", "exec", "torch.load"}
+UNSAFE_METHODS = {"load_state", "set_cache", "llama_state_load_file", "llama_state_seq_load_file"}
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for package in PACKAGES:
+        for path in (PROJECT / package).rglob("*.py"):
+            yield path.relative_to(PROJECT), ast.parse(path.read_text("utf-8"))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def test_only_one_file_imports_llama_cpp() -> None:
+    assert [str(path) for path, tree in trees() if "llama_cpp" in imported(tree)] == ["engine/native.py"]
+
+
+def test_nothing_unpickles() -> None:
+    found = [(str(path), name) for path, tree in trees() for name in imported(tree) & UNSAFE_MODULES]
+    assert found == []
+
+
+def test_nothing_loads_foreign_state_or_code() -> None:
+    found = []
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                if ast.unparse(node.value) != "False":
+                    found.append(f"{path}:{node.value.lineno} trust_remote_code")
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called in UNSAFE_CALLS or called.rpartition(".")[2] in UNSAFE_METHODS:
+                    if called != "torch.load" or str(path) != OWN_CHECKPOINT:
+                        found.append(f"{path}:{node.lineno} {called}")
+    assert found == []
+
+
+def test_no_grammar_reaches_native_code() -> None:
+    for name in ("native.py", "sampler.py"):
+        assert "grammar" not in (PROJECT / "engine" / name).read_text("utf-8")
