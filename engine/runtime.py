@@ -23,6 +23,8 @@ CANARIES = (
     "Grüße! 1 2 3 — 你好",
 )
 CANARY_TOKENS = 8
+# no text comes near this many characters a token; more is refused before seconds go into tokenizing it
+CHARACTERS_PER_TOKEN = 64
 
 
 class LlamaBackend:
@@ -85,6 +87,12 @@ class LlamaBackend:
         yield from self._reply(native, tokens, request.sampling, room, stop)
 
     def _prompt(self, native: NativeModel, request: Request) -> list[int]:
+        size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
+        if size > native.context * CHARACTERS_PER_TOKEN:
+            raise BadRequest(
+                f"The prompt has {size} characters, far more than the {native.context} tokens of this model.",
+                code="context_length_exceeded",
+            )
         if request.kind == "text":
             tokens = native.tokenize(request.prompt)
             return [native.bos, *tokens] if native.adds_bos else tokens or [max(native.bos, 0)]

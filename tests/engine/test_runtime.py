@@ -16,6 +16,7 @@ from engine.native import BLOCK, NativeModel
 from engine.requests import BadRequest, parse
 from engine.runtime import LlamaBackend
 from engine.template import render
+from tests.core.test_catalog import with_template
 from tests.tiny import TinyModel
 from tests.tiny import tiny_model as build
 
@@ -75,6 +76,11 @@ def test_a_prompt_that_does_not_fit_names_both_counts(backend: LlamaBackend) -> 
     with pytest.raises(BadRequest, match=r"has \d{4} tokens and this model holds 1024") as caught:
         ask(backend, "word " * 900)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_huge_prompt_is_refused_before_it_is_tokenized(backend: LlamaBackend) -> None:
+    with pytest.raises(BadRequest, match="3000000 characters"):
+        ask(backend, "x" * 3_000_000)
 
 
 def test_seeds(backend: LlamaBackend) -> None:
@@ -216,6 +222,27 @@ def test_the_embedded_template_is_never_used(tiny_model: TinyModel) -> None:
     assert odd.facts()["template"] == "embedded one ignored"
     assert ask(odd, "hello")[1].prompt_tokens == len(native(odd).tokenize("hello"))
     odd.close()
+
+
+PAYLOADS = (
+    "{{ cycler.__init__.__globals__.os.system('touch PWN') }}",
+    "{{ self.__init__.__globals__.__builtins__.open('PWN','w') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__()[80]('PWN','w') }}",
+    "{% include '/etc/passwd' %}{{ lipsum.__globals__['os'].popen('touch PWN') }}",
+)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_hostile_embedded_template_does_nothing(
+    payload: str, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = with_template(tiny_model, payload, tmp_path / "hostile.gguf")
+    hostile = LlamaBackend(SETTINGS, local_model(path), path)
+    hostile.load()
+    assert ask(hostile, "hello")[1].completion_tokens > 0
+    hostile.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hostile.gguf"]
 
 
 def test_llama_cpp_is_silent(capfd: pytest.CaptureFixture[str], tiny_model: TinyModel) -> None:
