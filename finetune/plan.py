@@ -206,7 +206,7 @@ def _cpu_memory(plan: TrainingPlan, count: int) -> int:
     config = read_json(Path(plan.base_folder) / "config.json")
     text = config.get("text_config", config)
     sequences = plan.batch * (2 if plan.method == "dpo" else 1)
-    logits = text["vocab_size"] * 4 * 3
+    logits = text["vocab_size"] * 4 * (7 if plan.method == "dpo" else 3)  # SFT computes few of them
     layers = text["num_hidden_layers"] * (14 * text["hidden_size"] + 6 * text["intermediate_size"]) * 4
     return int(0.6 * GIB + count * 4 * 1.1 + sequences * plan.max_length * (logits + layers))
 
@@ -249,3 +249,15 @@ def seconds_needed(plan: TrainingPlan, rows: int, tokens: int = 500) -> float:
     per_token = {"sft": 4, "dpo": 12, "grpo": 10}[plan.method] * parameters(Path(plan.base_folder))
     seen = plan.steps(rows) * plan.batch * plan.accumulation * min(tokens, plan.max_length)
     return START_SECONDS + per_token * seen / (GPU_FLOPS if plan.device == "cuda" else CPU_FLOPS)
+
+
+def describe(plan: TrainingPlan, rows: int) -> str:
+    """A plan in one line, with its memory and time."""
+    base = (
+        f"{plan.device}, {'NF4' if plan.four_bit else '16-bit' if plan.device == 'cuda' else '32-bit'} base"
+    )
+    return (
+        f"{plan.method}: {plan.steps(rows)} steps of {plan.batch * plan.accumulation} rows, rank {plan.rank},"
+        f" learning rate {plan.learning_rate:g}, {base};"
+        f" about {memory_needed(plan) / 1e9:.1f} GB and {seconds_needed(plan, rows):.0f} s"
+    )
