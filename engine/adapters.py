@@ -51,6 +51,7 @@ class Stage:
         self._retry_at = 0.0
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._settled = threading.Event()
 
     @property
     def loaded(self) -> list[str]:
@@ -73,11 +74,22 @@ class Stage:
             raise ModelError(f"Adapter {name} is not loaded any more.", "Ask again.")
         return name
 
+    @property
+    def state(self) -> str:
+        """`ready` once the model is loaded and whoever is on stage was brought on; else loading or failed."""
+        return self.scheduler.state if self._settled.is_set() else "loading"
+
     def watch(self) -> None:
         """Follow the registry until closed; runs on a thread of its own."""
-        while not self._closing.wait(POLL_SECONDS):
-            if self.scheduler.state == "ready":
-                self.sync()
+        while self.scheduler.state == "loading" and not self._closing.wait(0.02):
+            pass
+        while self.scheduler.state == "ready":
+            self.sync()
+            # only now: a reply to `live` before this would have come from the bare base
+            self._settled.set()
+            if self._closing.wait(POLL_SECONDS):
+                return
+        self._settled.set()
 
     def close(self) -> None:
         """Stop watching and stop the owner thread."""

@@ -62,8 +62,8 @@ class Api:
         stage, scheduler = self.stage, self.stage.scheduler
         return JSONResponse(
             {
-                "status": "ok" if scheduler.state == "ready" else scheduler.state,
-                "state": scheduler.state,
+                "status": "ok" if stage.state == "ready" else stage.state,
+                "state": stage.state,
                 "reason": scheduler.reason,
                 "base": stage.base,
                 "adapter": stage.live,
@@ -86,8 +86,7 @@ class Api:
 
     async def sync(self, _request: HttpRequest) -> Response:
         """Follow the registry now; `error` is empty when the right adapter is on stage."""
-        if self.stage.scheduler.state != "ready":
-            raise EngineUnavailable("The model is still loading.", "Wait some seconds and try again.")
+        self._require_ready()
         await asyncio.to_thread(self.stage.sync, force=True)
         return JSONResponse({"adapter": self.stage.live, "seq": self.stage.seq, "error": self.stage.error})
 
@@ -99,8 +98,14 @@ class Api:
         """POST /v1/completions."""
         return await self._answer("text", request)
 
+    def _require_ready(self) -> None:
+        if self.stage.state != "ready":
+            reason = self.stage.scheduler.reason or "The model is still loading."
+            raise EngineUnavailable(reason, "Wait some seconds and ask again.")
+
     async def _answer(self, kind: Literal["chat", "text"], http: HttpRequest) -> Response:
         request = parse(kind, await _body(http))
+        self._require_ready()
         await asyncio.to_thread(self.stage.ensure, request.model)
         reply = Reply(self.stage, request)
         try:

@@ -119,8 +119,8 @@ def _mind(stage: Stage, server: uvicorn.Server) -> None:
     reported = ""
     while not server.should_exit:
         scheduler = stage.scheduler
-        if scheduler.state not in ("loading", reported):
-            reported = scheduler.state
+        if stage.state not in ("loading", reported):
+            reported = stage.state
             print(f"engine: {reported}: {scheduler.reason or stage.base}", flush=True)
             if reported == "failed":
                 time.sleep(FAILED_SECONDS)

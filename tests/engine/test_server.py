@@ -151,10 +151,8 @@ def test_the_adapter_on_stage_answers_live(tiny_model: TinyModel, tmp_path: Path
         register_adapter(registry, tiny_model, seed)
     registry.promote("tiny-adapter-1", "me", "test")
     with engine(tmp_path, tiny_model.gguf) as running:
-        deadline = time.monotonic() + 20  # by its own polling
-        while running.health()["adapter"] != "tiny-adapter-1":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        # ready means that whoever is on stage answers
+        assert running.health()["adapter"] == "tiny-adapter-1"
         live = running.chat("hello").json()
         assert live["system_fingerprint"] == f"{tiny_model.id}@tiny-adapter-1"
         assert running.text("hello", model="tiny-adapter-1") == live["choices"][0]["message"]["content"]
@@ -165,6 +163,12 @@ def test_the_adapter_on_stage_answers_live(tiny_model: TinyModel, tmp_path: Path
         synced = running.client.post("/adapters/sync").json()
         assert synced == {"adapter": "tiny-adapter-2", "seq": promotion.seq, "error": ""}
         assert running.text("hello") == other["choices"][0]["message"]["content"]
+        registry.rollback(tiny_model.id, "me", "test")
+        deadline = time.monotonic() + 20  # by its own polling
+        while running.health()["adapter"] != "tiny-adapter-1":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert running.text("hello") == live["choices"][0]["message"]["content"]
     database.close()
 
 
