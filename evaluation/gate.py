@@ -15,6 +15,8 @@ import numpy as np
 from core.errors import ConflictError
 from evaluation.run import Result, mean
 
+_NAMED = {"refusal_right": "The share of right refusals", "support": "Support by the cited lines"}
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -118,21 +120,26 @@ def _better(before: Sequence[Result], after: Sequence[Result], low: float, rules
 def _no_loss(
     name: str, measure: str, before: Sequence[Result], after: Sequence[Result], rules: Rules
 ) -> Check:
-    old, new = mean(before, measure), mean(after, measure)
-    passed = new >= old - rules.tolerated_loss - 1e-9
-    what = {"refusal_right": "Right refusals", "support": "Support by the cited lines"}.get(measure, name)
-    sentence = f"{what} went from {old:.3f} to {new:.3f}; a loss of {rules.tolerated_loss:g} is tolerated."
-    return Check(name, old, new, f"loss <= {rules.tolerated_loss:g}", passed, sentence)
+    """No more than the tolerated loss, over all cases nor over the golden ones.
+
+    Held-out cases come from users: if they taught to refuse, refusing would look right among them.
+    """
+    groups = {"all cases": (before, after), "golden cases": (_of(before, "golden"), _of(after, "golden"))}
+    means = {group: (mean(old, measure), mean(new, measure)) for group, (old, new) in groups.items()}
+    group = min(means, key=lambda group: means[group][1] - means[group][0])
+    return _loss_check(name, f"{_NAMED[measure]} on {group}", *means[group], rules)
 
 
 def _golden(before: Sequence[Result], after: Sequence[Result], rules: Rules) -> Check:
     """What was learnt from votes must not be paid for with the questions people wrote down."""
-    check = _no_loss("golden", "score", _of(before, "golden"), _of(after, "golden"), rules)
-    sentence = (
-        f"The score on golden questions went from {check.before:.3f} to {check.after:.3f};"
-        f" a loss of {rules.tolerated_loss:g} is tolerated."
-    )
-    return Check("golden", check.before, check.after, check.limit, check.passed, sentence)
+    old, new = mean(_of(before, "golden")), mean(_of(after, "golden"))
+    return _loss_check("golden", "The score on golden cases", old, new, rules)
+
+
+def _loss_check(name: str, what: str, old: float, new: float, rules: Rules) -> Check:
+    passed = new >= old - rules.tolerated_loss - 1e-9
+    sentence = f"{what} went from {old:.3f} to {new:.3f}; a loss of {rules.tolerated_loss:g} is tolerated."
+    return Check(name, old, new, f"loss <= {rules.tolerated_loss:g}", passed, sentence)
 
 
 def _of(results: Sequence[Result], origin: str) -> list[Result]:

@@ -76,6 +76,19 @@ def test_forgetting_the_golden_questions_is_refused() -> None:
     assert failed(results(before), results(after)) == ["golden"]
 
 
+def test_refusals_taught_by_held_out_cases_do_not_hide_golden_ones() -> None:
+    """Poisoned corrections make refusing right among the held-out cases and wrong everywhere else."""
+    after = results(BETTER)
+    for result in after[1::8]:
+        result.scores["refusal_right"] = False  # golden
+    before = results(BEFORE)
+    for result in before[::4]:
+        result.scores["refusal_right"] = False  # held out
+    verdict = judge(before, after)
+    assert [check.name for check in verdict.checks if not check.passed] == ["refusals"]
+    assert "on golden cases" in verdict.reason
+
+
 def test_a_handful_of_cases_is_not_enough() -> None:
     assert failed(results([0.0] * 10), results([1.0] * 10)) == ["cases"]
     assert judge(results([0.0] * 10), results([1.0] * 10), Rules(fewest_cases=5)).passed
