@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import streamlit as st
 
@@ -98,39 +100,37 @@ def metrics(adapter: Adapter) -> str:
 @st.dialog("Put this adapter on stage?", icon=":material/theater_comedy:")
 def promote(parts: Resources, adapter_id: str, seq: int) -> None:
     """Ask for the reason, then promote; somebody else's promotion in between stops it."""
-    st.markdown(
-        f"**{safe_markdown(adapter_id)}** will answer everybody within seconds. Nothing is restarted."
-    )
-    reason = ask_reason("Put on stage")
-    if reason:
-        try:
-            parts.registry.promote(adapter_id, USER, reason, expected_seq=seq)
-        except UnderstudyError as error:
-            st.session_state["adapters_message"] = safe_markdown(str(error))
-        st.rerun()
+    st.markdown(f"**{safe_markdown(adapter_id)}** will answer everybody within seconds, without a restart.")
+    reason_form("Put on stage", partial(parts.registry.promote, adapter_id, USER, expected_seq=seq))
 
 
 @st.dialog("Roll back?", icon=":material/undo:")
 def rollback(parts: Resources, current: str) -> None:
     """Ask for the reason, then put back who was on stage before."""
     st.markdown(f"**{safe_markdown(current)}** leaves the stage, and who was there before it comes back.")
-    reason = ask_reason("Roll back")
-    if reason:
-        try:
-            parts.registry.rollback(parts.model.id, USER, reason)
-        except UnderstudyError as error:
-            st.session_state["adapters_message"] = safe_markdown(str(error))
-        st.rerun()
+    reason_form("Roll back", partial(parts.registry.rollback, parts.model.id, USER))
 
 
-def ask_reason(label: str) -> str:
-    """A form that wants a reason; empty until it is sent with one."""
+def reason_form(label: str, change: Callable[..., Promotion]) -> None:
+    """A form that wants a reason and then makes the change."""
     with st.form("reason_form", border=False):
-        reason = (st.text_input("Why", max_chars=300, placeholder="For the audit log") or "").strip()
-        sent = st.form_submit_button(label, type="primary")
-    if sent and not reason:
+        st.text_input("Why", key="stage_reason", max_chars=300, placeholder="For the audit log")
+        sent = st.form_submit_button(label, type="primary", on_click=_change_stage, args=(change,))
+    if sent and st.session_state.pop("stage_changed", False):
+        st.rerun()
+    if sent:
         st.caption("Say in a few words why; the audit log keeps it.")
-    return reason if sent else ""
+
+
+def _change_stage(change: Callable[..., Promotion]) -> None:
+    reason = str(st.session_state.get("stage_reason") or "").strip()
+    if not reason:
+        return
+    st.session_state["stage_changed"] = True
+    try:
+        change(reason=reason)
+    except UnderstudyError as error:
+        st.session_state["adapters_message"] = safe_markdown(str(error))
 
 
 def history(parts: Resources) -> None:

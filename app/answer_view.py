@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app.resources import USER, Resources
 from app.source_view import open_source
@@ -12,6 +15,7 @@ from feedback.records import Exchange
 from feedback.store import LONGEST, REASONS
 from rag.citations import safe_markdown
 
+MARK = str(Path(__file__).parent / "mark.svg")
 THANKS_UP = "Thank you. Your vote goes into the next training set."
 THANKS_DOWN = "Thank you. Say below what it should have said: a correction teaches more than a vote."
 THANKS_CORRECTION = (
@@ -22,8 +26,13 @@ THANKS_CORRECTION = (
 
 def show_question(question: str) -> None:
     """What the user asked."""
-    with st.chat_message("user"):
+    with st.chat_message("user", avatar=":material/person:"):
         st.markdown(safe_markdown(question))
+
+
+def assistant_message() -> DeltaGenerator:
+    """The frame of an answer."""
+    return st.chat_message("assistant", avatar=MARK)
 
 
 @st.fragment
@@ -71,13 +80,14 @@ def citations(parts: Resources, exchange: Exchange) -> None:
     """A button for each citation that opens its place in the source."""
     with st.container(horizontal=True, gap="small"):
         for citation in exchange.answer.citations:
-            label = f"[{citation.number}] {short(citation.document, 34)}"
+            where = f"{citation.document} › {citation.heading}" if citation.heading else citation.document
+            label = f"[{citation.number}] {short(where, 46)}"
             if citation.page:
                 label += f", p. {citation.page}"
             if st.button(
                 safe_markdown(label),
                 key=f"cite-{exchange.id}-{citation.number}",
-                help=safe_markdown(short(citation.heading or citation.quote, 120)),
+                help=safe_markdown(short(citation.quote, 120)),
                 icon=":material/article:",
             ):
                 open_source(parts, citation)
@@ -99,7 +109,11 @@ def vote(parts: Resources, exchange: Exchange) -> None:
         st.caption(THANKS_UP)
     elif value == 0:
         st.caption(THANKS_CORRECTION if correction else THANKS_DOWN)
-        correction_form(parts, exchange, correction.text if correction else "")
+        if correction:
+            with st.expander("Your correction", icon=":material/edit:"):
+                correction_form(parts, exchange, correction.text)
+        else:
+            correction_form(parts, exchange, "")
 
 
 def save_vote(parts: Resources, exchange_id: str, key: str) -> None:
@@ -125,21 +139,32 @@ def correction_form(parts: Resources, exchange: Exchange, text: str) -> None:
     )
     if known is not None and (reason or "") != known.reason:
         parts.feedback.vote(exchange.id, USER, -1, reason or "", known.comment)
+    key = f"corrected-{exchange.id}"
     with st.form(f"correct-{exchange.id}", border=False):
-        written = st.text_area(
+        st.text_area(
             "What should it have said?",
             value=text,
             max_chars=LONGEST,
             height=90,
+            key=key,
             placeholder="The right answer in a sentence or two, or: Not in the documents.",
         )
-        if st.form_submit_button("Save correction", icon=":material/save:"):
-            try:
-                parts.feedback.correct(exchange.id, USER, written or "")
-            except UnderstudyError as error:
-                st.warning(safe_markdown(str(error)))
-            else:
-                st.rerun(scope="fragment")
+        st.form_submit_button(
+            "Save correction",
+            icon=":material/save:",
+            on_click=save_correction,
+            args=(parts, exchange.id, key),
+        )
+    if problem := st.session_state.pop(f"problem-{key}", ""):
+        st.warning(problem)
+
+
+def save_correction(parts: Resources, exchange_id: str, key: str) -> None:
+    """Callback of the form."""
+    try:
+        parts.feedback.correct(exchange_id, USER, st.session_state.get(key) or "")
+    except UnderstudyError as error:
+        st.session_state[f"problem-{key}"] = safe_markdown(str(error))
 
 
 def caption(answer: Answer) -> str:

@@ -180,13 +180,19 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
                 yield f"data: {json.dumps({'error': _error_body(item)})}\n\n"
                 return
             elif isinstance(item, Asked):
-                if not sent:  # a refusal, a quote or a correction comes all at once
-                    yield _chunk(identity, {"content": item.answer.text})
+                yield _chunk(identity, {"content": _rest(sent, item.answer.text)})
                 yield _chunk(identity, {}, "stop", _ours(item) | {"text": item.answer.text})
                 yield "data: [DONE]\n\n"
                 return
     finally:
         turn.stop()
+
+
+def _rest(sent: str, text: str) -> str:
+    """What a client that only joins pieces still has to read; a draft that did not hold is taken back."""
+    if text.startswith(sent):
+        return text[len(sent) :]
+    return f"\n\n(The documents do not support the above. What they do say:)\n\n{text}"
 
 
 def _chunk(

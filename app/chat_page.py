@@ -6,7 +6,7 @@ import time
 
 import streamlit as st
 
-from app.answer_view import show_answer, show_question
+from app.answer_view import assistant_message, show_answer, show_question
 from app.asking import Asked, Question, Turn, history_of
 from app.notices import engine_notice, error_notice, model_notice
 from app.resources import USER, Resources, resources
@@ -33,15 +33,18 @@ def page() -> None:
     model_notice(parts)
     exchanges = parts.feedback.exchanges(conversation, USER) if conversation else []
     show_exchanges(exchanges, parts)
-    asked = st.session_state.pop("asked", None)
-    if not exchanges and asked is None and "problem" not in st.session_state:
-        empty_state(parts)
     typed = st.chat_input("Ask about your documents", key="question", max_chars=4000, submit_mode="disable")
-    engine_notice(parts)
+    asked = st.session_state.pop("asked", None)
+    start = st.empty()  # so that the examples leave the page as soon as a question is asked
+    if not (exchanges or typed or asked or "problem" in st.session_state):
+        with start.container():
+            empty_state(parts)
+    if "problem" not in st.session_state:
+        engine_notice(parts)
     if typed or asked:
         take_turn(parts, conversation, (typed or asked or "").strip(), exchanges)
     else:
-        show_problem()
+        show_problem(exchanges)
 
 
 def current_conversation(parts: Resources) -> str | None:
@@ -99,7 +102,7 @@ def show_exchanges(exchanges: list[Exchange], parts: Resources) -> None:
         st.rerun()
     for exchange in exchanges[-shown:]:
         show_question(exchange.question)
-        with st.chat_message("assistant"):
+        with assistant_message():
             show_answer(parts, exchange)
 
 
@@ -144,7 +147,7 @@ def take_turn(parts: Resources, conversation: str | None, question: str, exchang
     show_question(question)
     done = [e for e in exchanges if e.status == "complete"]
     history = history_of([(e.question, e.answer.text) for e in done[-4:]])
-    with st.chat_message("assistant"):
+    with assistant_message():
         problem = stream(Turn(parts, Question(conversation, USER, question, history)), parts)
     if problem is not None:
         st.session_state["problem"] = (question, problem)
@@ -176,14 +179,15 @@ def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
         turn.stop(wait=3)
 
 
-def show_problem() -> None:
+def show_problem(exchanges: list[Exchange]) -> None:
     """A question that could not be answered stays, with a way to ask it again."""
     problem = st.session_state.get("problem")
     if problem is None:
         return
     question, error = problem
-    show_question(question)
-    with st.chat_message("assistant"):
+    if not exchanges or exchanges[-1].question != question:  # a partial answer shows it already
+        show_question(question)
+    with assistant_message():
         error_notice(error)
         st.button("Ask again", icon=":material/refresh:", on_click=ask_again, args=(question,), key="retry")
 

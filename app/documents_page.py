@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 
 import streamlit as st
@@ -9,7 +10,7 @@ import streamlit as st
 from app.answer_view import short
 from app.resources import USER, Resources, resources
 from app.source_view import plain
-from core.errors import UnderstudyError
+from core.errors import NotFoundError, UnderstudyError
 from core.jobs import Job
 from rag.citations import safe_markdown
 from rag.documents import Document
@@ -201,15 +202,16 @@ def delete(parts: Resources, document: Document) -> None:
         "earlier answers keep the words they quoted."
     )
     with st.container(horizontal=True):
-        if st.button("Delete", type="primary", key="delete_yes"):
-            try:
-                parts.documents.delete(document.id, USER)
-            except UnderstudyError as error:
-                st.warning(safe_markdown(str(error)))
-                return
+        done = st.button(
+            "Delete", type="primary", key="delete_yes", on_click=_delete, args=(parts, document.id)
+        )
+        if st.button("Keep it", key="delete_no") or done:
             st.rerun()
-        if st.button("Keep it", key="delete_no"):
-            st.rerun()
+
+
+def _delete(parts: Resources, document_id: str) -> None:
+    with suppress(NotFoundError):  # somebody else was quicker
+        parts.documents.delete(document_id, USER)
 
 
 page()

@@ -143,10 +143,14 @@ def approve_all(parts: Resources, total: int) -> None:
         "The judge still decides whether what was trained on them takes the stage."
     )
     with st.container(horizontal=True):
-        if st.button("Approve all", type="primary", key="approve_all_yes"):
-            parts.review.approve_all(USER)
-            st.rerun()
-        if st.button("Cancel", key="approve_all_no"):
+        done = st.button(
+            "Approve all",
+            type="primary",
+            key="approve_all_yes",
+            on_click=parts.review.approve_all,
+            args=(USER,),
+        )
+        if st.button("Cancel", key="approve_all_no") or done:
             st.rerun()
 
 

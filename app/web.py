@@ -51,6 +51,7 @@ def streamlit_options(settings: Settings) -> dict[str, Any]:
         "client.toolbarMode": "minimal",
         "client.showErrorLinks": False,
         "client.disableDataExport": True,
+        "client.allowedOrigins": [],
         "global.developmentMode": False,
         "server.enableCORS": True,
         "server.enableXsrfProtection": True,

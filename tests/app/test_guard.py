@@ -166,7 +166,7 @@ def test_a_cookie_cannot_be_forged_and_ends(tmp_path: Path, monkeypatch: pytest.
     ]
     for token in bad:
         web = client(tmp_path, PASSWORD)
-        assert web.get("/", headers={"cookie": f"{COOKIE}={token}".encode()}).status_code == 303, token
+        assert web.get("/", headers={b"cookie": f"{COOKIE}={token}".encode()}).status_code == 303, token
     assert client(tmp_path, PASSWORD).get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code == 200
     assert (
         client(tmp_path, "another password").get("/", headers={"cookie": f"{COOKIE}={good}"}).status_code
