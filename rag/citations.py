@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from core.types import Citation, Passage, Unit
+from rag.chunks import units
 from rag.prompt import REFUSAL, is_refusal
 from rag.words import content, numbers, one_line, overlap, rarity
 
@@ -24,7 +25,7 @@ Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 
 _MARKS = re.compile(r"\s*((?:\[\d{1,4}(?:\s*[,;-]\s*\d{1,4})*\]\s*)+)([.!?]*)")
 _OPEN_MARK = re.compile(r"\s*\[[\d,;\s-]*$")
-_UNSAFE = re.compile(r"([\\`*_{}\[\]<>()#+!|~$:&-])")
+_UNSAFE = re.compile(r"([\\`*_{}\[\]<>()#+!|~$:&=-])")
 _SCHEME = re.compile(r"\b(?:https?|ftp|file|data|javascript|vbscript|mailto|tel|blob)(?=:)", re.IGNORECASE)
 _WWW = re.compile(r"\bwww(?=\.)", re.IGNORECASE)
 _AT = re.compile(r"@")
@@ -145,8 +146,9 @@ def support(raw: str, passages: Sequence[Passage]) -> float:
 def _held(sentence: Sentence, source: str) -> float:
     if not sentence.cites or numbers(sentence.text) - numbers(source):
         return 0.0
-    asserted = content(sentence.text)
-    return overlap(asserted, source) if asserted else 1.0
+    parts = [content(sentence.text[start:end]) for start, end in units(sentence.text)]
+    # a word alone ("Yes.") asserts nothing that could be looked up
+    return min((overlap(words, source) for words in parts if len(words) > 1), default=1.0)
 
 
 def quotes(

@@ -109,13 +109,16 @@ class DocumentStore:
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise DocumentError(f"The file cannot be opened: {error.strerror}.") from error
-        with os.fdopen(handle, "rb") as file:
+        try:
             before = os.fstat(handle)
             if not stat.S_ISREG(before.st_mode):
                 raise DocumentError("This is not a regular file.")
             self._check_size(before.st_size)
-            data = file.read(before.st_size + 1)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(before.st_size + 1)
             after = os.fstat(handle)
+        finally:
+            os.close(handle)
         if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
             raise DocumentError("The file changed while it was read.", "Try again when it is complete.")
         return data

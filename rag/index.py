@@ -179,10 +179,10 @@ class Index:
         if not self._opened and not self._fit():
             self._rebuild(progress)
             return
-        self._opened = True
         version = self.passages.version()
-        if self.passages.note("index_version") == str(version):
+        if self._opened and self.passages.note("index_version") == str(version):
             return
+        self._opened = True
         try:
             collection = self._open()
             wanted, present = self.passages.ready_ids(), self.ids()

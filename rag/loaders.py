@@ -21,6 +21,7 @@ from rag.pages import Run, lay_out
 __all__ = ["KINDS", "decode", "extract", "kind_of"]
 
 MAX_PAGES = 2_000
+MAX_DEPTH = 300
 MAX_ROWS = 200_000
 
 
@@ -132,7 +133,9 @@ _OPENED = (*_BLOCKS, "table", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6")
 def _html(data: bytes, outline: Outline) -> None:
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(decode(data), "html.parser")
+    text = decode(data)
+    _check_depth(text)
+    soup = BeautifulSoup(text, "lxml")
     for tag in soup.find_all(_SKIP):
         tag.decompose()
     for tag in soup.find_all(True):
@@ -148,6 +151,19 @@ def _html(data: bytes, outline: Outline) -> None:
         if tag.find("h1") is None:
             tag.decompose()
     _walk(root, outline)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse nesting that no page has: walking it would take time quadratic in its depth."""
+    depth = 0
+    for closing, _ in re.findall(
+        r"<(/?)(div|span|section|table|ul|ol|b|i|em|font|blockquote|a)\b", text.lower()
+    ):
+        depth += -1 if closing else 1
+        if depth > MAX_DEPTH:
+            raise DocumentError(
+                f"The page nests more than {MAX_DEPTH} elements.", "Save it again, simplified."
+            )
 
 
 def _walk(root: Any, outline: Outline) -> None:

@@ -15,7 +15,8 @@ from statistics import median
 from rag.outline import Outline
 from rag.words import one_line
 
-_PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)?\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
+_PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
+_BARE_NUMBER = re.compile(r"[-–]?\s*\d{1,4}\s*[-–]?")
 _MARKER = re.compile(r"(\d{1,3})[.)]?|[•–▪◦*-]|")
 _LED = re.compile(r"(?:[•▪◦]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
 
@@ -89,12 +90,15 @@ def _lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _without_page_numbers(lines: list[Line]) -> list[Line]:
-    edge = {0, 1, len(lines) - 2, len(lines) - 1}
-    return [
-        line
-        for index, line in enumerate(lines)
-        if index not in edge or not any(_PAGE_NUMBER.fullmatch(one_line(run.text)) for run in line.cells)
-    ]
+    """Leave out `Page 3` and lone numbers at the top or bottom edge."""
+    heights = [line.y for line in lines]
+    edges = {max(heights, default=0.0), min(heights, default=0.0)}
+    return [line for line in lines if line.y not in edges or not _is_page_number(line)]
+
+
+def _is_page_number(line: Line) -> bool:
+    alone = len(line.cells) == 1 and _BARE_NUMBER.fullmatch(line.text)
+    return bool(alone) or any(_PAGE_NUMBER.fullmatch(one_line(run.text)) for run in line.cells)
 
 
 def _blurred(text: str) -> str:

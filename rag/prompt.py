@@ -124,7 +124,7 @@ def cite(text: str, units_shown: Sequence[Unit], model: CatalogModel) -> str:
     Each sentence gets the unit that shares most of its words; one that shares less than CITE_OVERLAP with
     every unit stays uncited. A correction that says the documents do not hold it becomes REFUSAL.
     """
-    plain = _LABEL.sub("", text).strip()
+    plain = re.sub(r"\s*" + _LABEL.pattern, "", text).strip()
     if is_refusal(plain):
         return REFUSAL
     sentences = [one_line(plain[start:end]) for start, end in units(plain)]
@@ -172,7 +172,7 @@ def _ignored(model: CatalogModel) -> tuple[str, ...]:
 
 def _fit_history(history: Sequence[Message], model: CatalogModel, room: int) -> list[Message]:
     kept: list[Message] = []
-    recent = list(history)[len(history) - model.history :] if model.history else []
+    recent = list(history)[-model.history :] if model.history else []
     for message in reversed(recent):
         room -= token_estimate(message["content"]) + TEMPLATE_TOKENS // 2
         if room < 0:

@@ -27,7 +27,10 @@ def cut(text: str) -> list[str]:
         ("It ends at 5 p.m. The shop closes.", ["It ends at 5 p.m.", "The shop closes."]),
         ('He said "Stop." Then he left.', ['He said "Stop."', "Then he left."]),
         ("- Lunch is free. On Fridays.\n* Two", ["Lunch is free. On Fridays.", "Two"]),
-        ("Plan: Basic; Price: 10 EUR. Net. Yes; Seats: 5.", ["Plan: Basic; Price: 10 EUR. Net. Yes; Seats: 5."]),
+        (
+            "Plan: Basic; Price: 10 EUR. Net. Yes; Seats: 5.",
+            ["Plan: Basic; Price: 10 EUR. Net. Yes; Seats: 5."],
+        ),
         ("It cost 4.6 out of 5. In total, 12 came.", ["It cost 4.6 out of 5.", "In total, 12 came."]),
         ("彼は来た。私は行く。", ["彼は来た。", "私は行く。"]),
         ("---\n***\n  \n", []),

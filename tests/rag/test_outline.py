@@ -19,7 +19,11 @@ def test_the_first_heading_is_the_title_and_sections_know_their_path() -> None:
     assert done.title == "Guide"
     assert done.text.split("\n")[0] == "Guide"
     assert [section.heading for section in done.sections] == ["", "Pay > Overtime", "Leave"]
-    assert [done.text[s.start : s.end].strip() for s in done.sections] == ["Hello there.", "Time off.", "- 28 days"]
+    assert [done.text[s.start : s.end].strip() for s in done.sections] == [
+        "Hello there.",
+        "Time off.",
+        "- 28 days",
+    ]
 
 
 def test_without_a_heading_the_file_name_is_the_title() -> None:

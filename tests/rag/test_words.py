@@ -19,7 +19,19 @@ def test_clean_text_is_valid_and_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     "hidden",
-    ["\u200b", "\u200d", "\u2060", "\ufeff", "\u202e", "\U000e0041", "\x07", "\x1b", "\u00ad", "\ud800", "\ufe0f"],
+    [
+        "\u200b",
+        "\u200d",
+        "\u2060",
+        "\ufeff",
+        "\u202e",
+        "\U000e0041",
+        "\x07",
+        "\x1b",
+        "\u00ad",
+        "\ud800",
+        "\ufe0f",
+    ],
 )
 def test_invisible_characters_are_dropped(hidden: str) -> None:
     assert one_line(f"pay{hidden}ment") == "payment"
@@ -35,7 +47,13 @@ def test_text_is_composed() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("costs", "cost"), ("employees", "employee"), ("refunded", "refund"), ("policies", "policy"), ("1,500", "1500")],
+    [
+        ("costs", "cost"),
+        ("employees", "employee"),
+        ("refunded", "refund"),
+        ("policies", "policy"),
+        ("1,500", "1500"),
+    ],
 )
 def test_forms_of_a_word_share_a_stem(one: str, other: str) -> None:
     assert stem(one) == stem(other)
@@ -56,7 +74,9 @@ def test_content_leaves_function_words_out() -> None:
 
 def test_overlap_weighs_rare_words_more() -> None:
     weights = rarity(["the fee is high", "the fee is low", "the deposit is low"])
-    assert overlap(content("fee deposit"), "deposit", weights) > overlap(content("fee deposit"), "fee", weights)
+    assert overlap(content("fee deposit"), "deposit", weights) > overlap(
+        content("fee deposit"), "fee", weights
+    )
     assert overlap([], "anything") == 0.0
 
 
