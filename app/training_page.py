@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import subprocess
+import sys
 import time
 
 import streamlit as st
@@ -13,13 +16,14 @@ from app.run_view import history, live
 from app.source_view import marked
 from core.errors import UnderstudyError
 from core.jobs import Job
-from core.settings import METHODS
+from core.settings import METHODS, PROJECT, child_environment
 from feedback.dataset import is_held_out
 from feedback.pairs import best, examples
 from feedback.review import Pending
 from rag.citations import safe_markdown
 from rag.prompt import cite
 
+log = logging.getLogger("understudy.web")
 QUEUED = 20  # corrections drawn at once
 FAST_CLICKS = 10  # approvals a minute from which a reviewer is reminded to read
 ROWS = 30
@@ -144,14 +148,14 @@ def approve_all(parts: Resources, total: int) -> None:
     )
     with st.container(horizontal=True):
         done = st.button(
-            "Approve all",
-            type="primary",
-            key="approve_all_yes",
-            on_click=parts.review.approve_all,
-            args=(USER,),
+            "Approve all", type="primary", key="approve_all_yes", on_click=_approve_all, args=(parts,)
         )
         if st.button("Cancel", key="approve_all_no") or done:
             st.rerun()
+
+
+def _approve_all(parts: Resources) -> None:
+    parts.review.approve_all(USER)
 
 
 def dataset(parts: Resources) -> None:
@@ -228,13 +232,30 @@ def start_form(parts: Resources) -> None:
             help="Less GPU memory, somewhat slower. On a CPU it saves nothing.",
         )
         st.caption(duration(parts))
-        if st.form_submit_button("Start training", type="primary", icon=":material/play_arrow:"):
-            if not methods:
-                st.warning("Choose at least one stage.")
-                return
-            payload = {"methods": [m for m in METHODS if m in methods], "four_bit": bool(four_bit)}
-            parts.jobs.submit("retrain", payload, once=True)
-            st.rerun()
+        with st.container(horizontal=True):
+            start = st.form_submit_button("Start training", type="primary", icon=":material/play_arrow:")
+            ask_plan = st.form_submit_button("Show the plan", icon=":material/list_alt:")
+    chosen = [method for method in METHODS if method in methods]
+    if (start or ask_plan) and not chosen:
+        st.warning("Choose at least one stage.", icon=":material/warning:")
+    elif start:
+        parts.jobs.submit("retrain", {"methods": chosen, "four_bit": bool(four_bit)}, once=True)
+        st.rerun()
+    elif ask_plan:
+        with st.spinner("Looking at the data and the machine"):
+            st.code(plan(parts, chosen, bool(four_bit)), language=None, wrap_lines=True)
+
+
+def plan(parts: Resources, methods: list[str], four_bit: bool) -> str:
+    """Rows, memory and time of a run, as the training side sees them (it is not imported here)."""
+    command = [sys.executable, "-m", "finetune.retrain", "--dry-run", "--methods", ",".join(methods)]
+    command += ["--four-bit"] if four_bit else []
+    environment = child_environment(parts.settings)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        log.error("the plan failed\n%s", done.stderr)
+        return "The plan could not be made; the web log says why."
+    return done.stdout.strip()
 
 
 def duration(parts: Resources) -> str:

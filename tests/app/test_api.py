@@ -19,8 +19,7 @@ PASSWORD = "a long test password"
 
 @pytest.fixture(scope="module")
 def client(running: Site) -> openai.OpenAI:
-    web = httpx.Client(trust_env=False)
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", http_client=web, max_retries=0)
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
 
 
 def user(text: str) -> list[Any]:

@@ -50,11 +50,7 @@ def open_page(name: str = "") -> AppTest:
 def shown(at: AppTest) -> str:
     """Every text on the page."""
     kinds = ("markdown", "caption", "title", "subheader", "info", "warning", "error", "success")
-    return "\n".join(str(element.value) for kind in kinds for element in at.get(kind))
-
-
-def button(at: AppTest, label: str) -> object:
-    return next(element for element in at.button if element.label == label)
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in at.get(kind))
 
 
 def click(at: AppTest, label: str) -> AppTest:
@@ -138,7 +134,6 @@ def test_an_engine_that_is_down_keeps_the_question(parts: Resources, monkeypatch
 
     def down(*_: object, **__: object) -> Iterator[str]:
         raise EngineUnavailable("The engine at http://127.0.0.1:1 does not answer.", "Wait.")
-        yield ""
 
     monkeypatch.setattr(parts.assistant, "stream", down)
     at = ask(open_page(), "What is the notice period for cleaners?")
@@ -153,7 +148,6 @@ def test_an_engine_that_is_down_keeps_the_question(parts: Resources, monkeypatch
 def test_expected_errors_are_sentences(parts: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     def busy(*_: object, **__: object) -> Iterator[str]:
         raise EngineBusy("The engine's queue is full.", "Wait some seconds and ask again.")
-        yield ""
 
     monkeypatch.setattr(parts.assistant, "stream", busy)
     assert "queue is full" in shown(ask(open_page(), "Who is there?"))
