@@ -96,7 +96,7 @@ class Ingestor:
         """
         summary = Summary()
         with owner_lock(self.lock, "Reading documents"), Reader(self.settings) as reader:
-            self.index.open()
+            self.index.sync()
             for path in _files(paths):
                 self._one(path, origin, (reader, summary, report))
             self._process_pending()

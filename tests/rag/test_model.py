@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
+from core.settings import Settings
+from core.types import Message
+from rag.model import ModelClient, PromptTooLong, client_of, engine_client, free_port, split_fingerprint
+
+ASK: list[Message] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is the notice period?"},
+]
+SCRIPT = [
+    {"match": "notice period", "reply": "[1] The notice period is 30 days.", "delay_ms": 5},
+    {"match": "crash", "reply": "one two three four five six seven eight", "delay_ms": 5, "crash": True},
+    {"match": "slow", "reply": "word " * 200, "delay_ms": 50},
+]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps(SCRIPT))
+    return path
+
+
+@pytest.fixture
+def client(settings: Settings, script: Path) -> Iterator[ModelClient]:
+    with engine_client(settings, scripted=script) as client:
+        yield client
+
+
+def test_streaming_and_its_reply(client: ModelClient) -> None:
+    stream = client.stream(ASK)
+    pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == "[1] The notice period is 30 days." == stream.text
+    reply = stream.reply
+    assert reply is not None
+    assert (reply.text, reply.finish_reason, reply.base, reply.adapter) == (
+        stream.text,
+        "stop",
+        "builtin",
+        None,
+    )
+    assert reply.prompt_tokens > 0
+    assert reply.completion_tokens == 7
+    assert 0 < reply.timings["ttft_ms"] <= reply.timings["total_ms"]
+
+
+def test_generate_and_its_limits(client: ModelClient) -> None:
+    reply = client.generate(ASK, max_tokens=3, temperature=0.0, seed=7, stop=["<|im_end|>"])
+    assert reply.text == "[1] The notice"
+    assert reply.finish_reason == "length"
+
+
+def test_an_unknown_adapter_is_a_model_error(client: ModelClient) -> None:
+    with pytest.raises(ModelError):
+        client.generate(ASK, "no-such-adapter")
+
+
+def test_a_crash_in_the_middle_keeps_what_arrived(client: ModelClient) -> None:
+    stream = client.stream([{"role": "user", "content": "crash"}])
+    with pytest.raises(EngineUnavailable):
+        list(stream)
+    assert stream.text.startswith("one two")
+
+
+def test_closing_ends_the_generation(client: ModelClient) -> None:
+    stream = client.stream([{"role": "user", "content": "slow"}])
+    next(stream)
+    stream.close()
+    assert stream.reply is not None
+    assert stream.reply.finish_reason == "stop_requested"
+    assert list(stream) == []
+    assert client.generate(ASK).finish_reason == "stop"
+
+
+def test_health_and_sync(client: ModelClient) -> None:
+    assert client.healthy()
+    assert client.health()["base"] == "builtin"
+    assert client.sync_adapters()["adapter"] is None
+
+
+def test_nobody_answers(settings: Settings) -> None:
+    client = ModelClient(f"http://127.0.0.1:{free_port()}", "key")
+    assert not client.healthy()
+    with pytest.raises(EngineUnavailable):
+        client.generate(ASK)
+    with pytest.raises(EngineUnavailable):
+        client.sync_adapters()
+
+
+def test_a_wrong_key_is_an_engine_error(client: ModelClient) -> None:
+    with pytest.raises(EngineError):
+        ModelClient(client.url, "wrong").generate(ASK)
+
+
+def test_a_running_engine_is_used(settings: Settings, script: Path) -> None:
+    from dataclasses import replace
+
+    with engine_client(settings, scripted=script) as running:
+        shared = replace(settings, engine_port=int(running.url.rsplit(":", 1)[1]))
+        with engine_client(shared) as found:
+            assert found.url == running.url == client_of(shared).url
+        assert running.healthy()
+
+
+def test_an_engine_that_cannot_start_says_why(settings: Settings, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text("not json")
+    with pytest.raises(EngineUnavailable, match="did not start"), engine_client(settings, scripted=broken):
+        pass
+
+
+def test_proxies_of_the_environment_are_ignored(
+    settings: Settings, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with engine_client(settings, scripted=script) as client:
+        assert client.generate(ASK).text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "wanted"),
+    [
+        (429, "engine_busy", EngineBusy),
+        (503, "engine_unavailable", EngineUnavailable),
+        (500, "model_error", EngineUnavailable),
+        (404, "model_not_found", ModelError),
+        (400, "context_length_exceeded", PromptTooLong),
+        (400, "bad", EngineError),
+    ],
+)
+def test_errors_of_any_endpoint_are_translated(status: int, code: str, wanted: type[Exception]) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps(
+                {"error": {"message": "No.", "type": "x", "param": None, "code": code}}
+            ).encode()
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(wanted):
+            ModelClient(f"http://127.0.0.1:{server.server_port}", "key").generate(ASK)
+        server.shutdown()
+
+
+def test_fingerprints() -> None:
+    assert split_fingerprint("builtin@a1") == ("builtin", "a1")
+    assert split_fingerprint("builtin@base") == ("builtin", None)
+    assert split_fingerprint("") == ("", None)
