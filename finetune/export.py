@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.adapters import CARD, GGUF, Adapter
-from core.errors import ModelError, StorageError
+from core.errors import ModelError, StorageError, TrainingError
 from core.files import fsync_dir, read_json, require_space, sha256_of, write_json
 from finetune.converter import lora_to_gguf, refuse_unservable
 
@@ -54,7 +54,7 @@ class Lineage:
 
 
 def export(source: Path, base_folder: Path, adapters: Path, lineage: Lineage) -> Adapter:
-    """Check the PEFT folder `source`, put it and a GGUF of it under `adapters`, and return its (unjudged) record.
+    """Check the PEFT folder `source`, put it and its GGUF under `adapters`; returns the (unjudged) record.
 
     The id follows from run and weights, so a killed export that is repeated gives the same adapter.
     Raises ModelError naming the tensor or setting that is wrong, StorageError when the disk is full; nothing
@@ -72,6 +72,34 @@ def export(source: Path, base_folder: Path, adapters: Path, lineage: Lineage) ->
         adapter_id, lineage.base, lineage.base_sha256, sha256_of(target / GGUF), lineage.run_id,
         lineage.dataset_version, lineage.parent_id, lineage.method, "unjudged", {}, lineage.created_at,
     )  # fmt: skip
+
+
+def save_adapter(model: Any, folder: Path) -> dict[str, str]:
+    """Save the trained adapter as `folder/adapter` in one rename; returns the hash of each file."""
+    import torch
+
+    for name, weights in model.named_parameters():
+        if weights.requires_grad and not torch.isfinite(weights).all():
+            raise TrainingError(
+                f"Training left values that are no numbers in {name}.", "Lower the learning rate."
+            )
+    partial, target = folder / "adapter.partial", folder / "adapter"
+    for stale in (partial, target):
+        shutil.rmtree(stale, ignore_errors=True)
+    model.save_pretrained(partial, safe_serialization=True, selected_adapters=["default"])
+    for path in partial.iterdir():
+        if not path.name.startswith("adapter_"):
+            path.unlink()  # PEFT's model card
+    partial.rename(target)
+    fsync_dir(folder)
+    return {path.name: sha256_of(path) for path in sorted(target.iterdir())}
+
+
+def base_layer(model: Any) -> str:
+    """The class of the frozen layers under the LoRA layers; it shows whether the base is really 4-bit."""
+    return next(
+        type(module.base_layer).__name__ for module in model.modules() if hasattr(module, "base_layer")
+    )
 
 
 def clean(adapters: Path) -> None:

@@ -44,7 +44,7 @@ def settings_for(folder: Path, model: TinyModel, port: int = 1) -> Settings:
 
 
 def give_feedback(database: Database, count: int = 60) -> None:
-    """Questions that the passage does not answer, whose wrong answers were corrected to the refusal and approved."""
+    """Questions that the passage does not answer, wrongly answered; the refusal as approved correction."""
     store = FeedbackStore(database)
     talk = store.start_conversation("ann", "Test")
     for number in range(count):

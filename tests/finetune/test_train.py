@@ -201,7 +201,12 @@ def test_kill_and_terminate_then_resume(tiny_model: TinyModel, tmp_path: Path) -
     for stage in ("01-sft", "02-dpo"):
         steps = [line["step"] for line in read_progress(progress) if line["stage"] == stage]
         assert steps == list(range(1, 13))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"01-sft", "02-dpo", PROGRESS, "train.lock"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "01-sft",
+        "02-dpo",
+        PROGRESS,
+        "train.lock",
+    }
 
 
 def test_a_bad_plan_file_ends_with_one_sentence(tmp_path: Path) -> None:
