@@ -23,7 +23,7 @@ from tests.rag.conftest import HANDBOOK
 
 SCRIPT = [
     {
-        "match": "notice period",
+        "match": "How long is the notice period",
         "reply": "[1] The notice period is 30 days. [2] Send the letter to Ms. Adeyemi.",
     },
     {"match": "31 days", "reply": "[1] The notice period is 31 days."},
@@ -134,9 +134,7 @@ def test_a_crash_keeps_what_had_arrived(assistant: Assistant) -> None:
 def test_stop_gives_what_had_arrived(assistant: Assistant) -> None:
     stop = threading.Event()
     items: list[str | Answer] = []
-    for item in assistant.stream(
-        "A slow answer about notice periods and parking?".replace("notice periods", "x"), stop=stop
-    ):
+    for item in assistant.stream("A slow answer about notice periods and parking?", stop=stop):
         items.append(item)
         if len(items) == 3:
             stop.set()

@@ -1,8 +1,8 @@
 """kill -9 while documents are taken in: nothing acknowledged is lost, nothing is orphaned, all of it works.
 
 A child ingests small documents and acknowledges each in a pipe; it is killed after a random time, and the
-next child opens the same folder (probe, repair) and goes on. Vectors are derived from the text's hash instead of
-MiniLM, whose import alone takes longer than the whole test: what is tried here is storage.
+next child opens the same folder (probe, repair) and goes on. Vectors are derived from the text's hash instead
+of MiniLM, whose import alone takes as long as three kills: what is tried here is storage.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from rag.reader import Reader
 from rag.retrieve import Retriever, with_context
 from tests.rag.conftest import HANDBOOK
 
-OTHER = b"# Canteen\n\n## Food\n\nSoup is served at noon.\n\n## Free\n\nLunch is free on Fridays. Parking costs 3 EUR.\n"
+OTHER = b"# Canteen\n\n## Food\n\nSoup is served at noon.\n\n## Free\n\nLunch is free. Parking costs 3 EUR.\n"
 
 
 @pytest.fixture
