@@ -73,4 +73,5 @@ def set_exam(
 
 
 def _names(settings: Settings, database: Database) -> dict[str, str]:
-    return {document.id: document.name for document in DocumentStore(database, settings).list()}
+    documents = DocumentStore(database, settings).list()
+    return {document.id: document.name for document in documents if document.status == "ready"}
