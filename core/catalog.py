@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "pull":
             command.add_argument("--trainable", action="store_true", help="the weights for training instead")
     options = parser.parse_args(argv)
-    quiet_environment()
+    quiet_environment(TQDM_DISABLE="")  # a download shows its progress
     try:
         settings = load_settings(model=getattr(options, "id", None))
         if options.command == "list":

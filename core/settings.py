@@ -173,8 +173,11 @@ def _check(settings: Settings) -> None:
         )
 
 
-def quiet_environment() -> None:
-    """Switch off every library's telemetry, hub access and progress noise; call first in each process."""
+def quiet_environment(**more: str) -> None:
+    """Switch off every library's telemetry, hub access and progress noise; call first in each process.
+
+    `more` are variables that only this process needs.
+    """
     os.environ.update(
         ANONYMIZED_TELEMETRY="False",
         CHROMA_TELEMETRY="False",

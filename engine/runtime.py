@@ -23,6 +23,7 @@ CANARIES = (
     "Grüße! 1 2 3 — 你好",
 )
 CANARY_TOKENS = 8
+TINY_BILLIONS = 0.05
 # no text comes near this many characters a token; more is refused before seconds go into tokenizing it
 CHARACTERS_PER_TOKEN = 64
 
@@ -35,7 +36,7 @@ class LlamaBackend:
         self.path = path
         self.info: GgufInfo | None = None
         self._limits = Limits(
-            settings.context or model.context, settings.threads or _cores(), settings.gpu_layers
+            settings.context or model.context, settings.threads or _threads(model), settings.gpu_layers
         )
         self._native: NativeModel | None = None
         self._ends: frozenset[int] = frozenset()
@@ -175,5 +176,8 @@ def _why(stop: StopFlag) -> FinishReason:
     return "cancelled" if stop.reason == "cancelled" else "length"
 
 
-def _cores() -> int:
+def _threads(model: CatalogModel) -> int:
+    """Every core, but one for a tiny model, whose threads would wait for each other more than they work."""
+    if model.parameters < TINY_BILLIONS:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,14 @@ def test_a_hostile_embedded_template_does_nothing(
     assert ask(hostile, "hello")[1].completion_tokens > 0
     hostile.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["hostile.gguf"]
+
+
+def test_threads_default_to_all_cores_but_one_for_a_tiny_model(tiny_model: TinyModel) -> None:
+    model = local_model(tiny_model.gguf)
+    tiny, large = (replace(model, parameters=size) for size in (0.0075, 8.0))
+    assert LlamaBackend(Settings(), tiny, tiny_model.gguf).facts()["threads"] == 1
+    assert LlamaBackend(Settings(), large, tiny_model.gguf).facts()["threads"] == len(os.sched_getaffinity(0))
+    assert LlamaBackend(Settings(threads=3), tiny, tiny_model.gguf).facts()["threads"] == 3
 
 
 def test_llama_cpp_is_silent(capfd: pytest.CaptureFixture[str], tiny_model: TinyModel) -> None:
