@@ -178,21 +178,22 @@ def quiet_environment(**more: str) -> None:
 
     `more` are variables that only this process needs.
     """
-    os.environ.update(
-        ANONYMIZED_TELEMETRY="False",
-        CHROMA_TELEMETRY="False",
-        DO_NOT_TRACK="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        HF_HUB_OFFLINE="1",
-        HF_DATASETS_OFFLINE="1",
-        TRANSFORMERS_OFFLINE="1",
-        TOKENIZERS_PARALLELISM="false",
-        STREAMLIT_BROWSER_GATHER_USAGE_STATS="false",
-        LANGSMITH_TRACING="false",
-        WANDB_DISABLED="true",
-        TRL_EXPERIMENTAL_SILENCE="1",
-        TQDM_DISABLE="1",
-    )
+    quiet = {
+        "ANONYMIZED_TELEMETRY": "False",
+        "CHROMA_TELEMETRY": "False",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+        "LANGSMITH_TRACING": "false",
+        "WANDB_DISABLED": "true",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "TQDM_DISABLE": "1",
+    }
+    os.environ.update(quiet | more)
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
