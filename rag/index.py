@@ -31,6 +31,7 @@ from rag.passages import PassageStore
 
 COLLECTION = "chunks"
 PROBE_SECONDS = 120.0
+MAX_FAILURES = 3
 STEP = 2_000
 _SENTINEL = "probe"
 
@@ -58,6 +59,7 @@ class Index:
         self._collection: Any = None
         self._stamp = ""
         self._broken = ""
+        self._failures = 0
         self._opened = False
 
     def open(self, progress: Progress | None = None) -> IndexStatus:
@@ -81,7 +83,7 @@ class Index:
         """Whether vectors can be searched right now."""
         generation = int(self.passages.note("index_generation") or 0)
         state = self.passages.note("index_state")
-        if self._broken:
+        if self._broken and (self._failures >= MAX_FAILURES or self._stamp == self._current_stamp()):
             return IndexStatus(False, self._broken, generation)
         if state == "rebuilding":
             return IndexStatus(False, "The vector index is being rebuilt.", generation)
@@ -156,13 +158,16 @@ class Index:
 
     def _open(self) -> Any:
         """The collection, reopened when another process wrote since."""
-        stamp = f"{self.passages.note('index_generation')}:{self.passages.note('index_stamp')}"
+        stamp = self._current_stamp()
         if self._collection is None or stamp != self._stamp:
             self._forget()
             path = self._path(int(self.passages.note("index_generation")))
             self._client, self._collection = open_collection(path)
             self._stamp = stamp
         return self._collection
+
+    def _current_stamp(self) -> str:
+        return f"{self.passages.note('index_generation')}:{self.passages.note('index_stamp')}"
 
     def _forget(self) -> None:
         with self._lock:
@@ -172,8 +177,12 @@ class Index:
             self._client = self._collection = None
 
     def _give_up(self, error: Exception) -> None:
+        """Go on by words alone, until somebody has rebuilt the index; give up for good after some tries."""
         self._broken = f"The vector index failed ({type(error).__name__}); it will be rebuilt."
-        Jobs(self.passages.database).submit("index", once=True)
+        self._stamp = self._current_stamp()
+        self._failures += 1
+        if self._failures < MAX_FAILURES:
+            Jobs(self.passages.database).submit("index", once=True)
 
     def _sync(self, progress: Progress | None = None) -> None:
         if not self._opened and not self._fit():
@@ -216,7 +225,7 @@ class Index:
                 f"The vector index could not be rebuilt: {error}.",
                 "Search goes on by words alone. Check the free space, then run `understudy index rebuild`.",
             ) from error
-        self._broken, self._opened = "", True
+        self._broken, self._failures, self._opened = "", 0, True
         self.passages.put_note(
             index_generation=str(generation), index_state="ready", index_embedding=EMBEDDING
         )

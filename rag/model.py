@@ -220,9 +220,7 @@ def _translated(error: Exception) -> Exception:
         if "context" in code:
             return PromptTooLong(detail or "The prompt does not fit the model's context.")
         if error.status_code == 404:
-            return ModelError(
-                detail or "The engine does not know that model.", "See `understudy adapters list`."
-            )
+            return ModelError(detail or "The engine does not know that model.")
         return EngineError(f"The engine refused the request: {detail[:300]}", "See the engine's log.")
     if isinstance(error, openai.APIConnectionError | openai.APIError | httpx.HTTPError):
         return EngineUnavailable(
