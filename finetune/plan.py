@@ -228,9 +228,12 @@ def memory_free(device: str) -> int | None:
 def check_memory(plan: TrainingPlan) -> int:
     """The estimated peak in bytes.
 
-    Raises TrainingError before anything starts when less than that is free.
+    Raises TrainingError before anything starts when less than that is free. On a GPU a fifth more is asked
+    for, since the engine may serve from the same one.
     """
     needed, free = memory_needed(plan), memory_free(plan.device)
+    if plan.device == "cuda":
+        needed = int(needed * 1.2)
     if free is not None and free < needed:
         where = "GPU memory" if plan.device == "cuda" else "RAM"
         four_bit = "train with --four-bit, " if plan.device == "cuda" and not plan.four_bit else ""

@@ -134,6 +134,10 @@ def test_too_little_memory_is_refused_before_the_start(
     monkeypatch.setattr(finetune.plan, "memory_free", lambda device: 10**9)
     with pytest.raises(TrainingError, match=r"GPU memory.*--four-bit"):
         check_memory(plan.on(device="cuda"))
+    exact = memory_needed(plan.on(device="cuda"))
+    monkeypatch.setattr(finetune.plan, "memory_free", lambda device: int(1.1 * exact))
+    with pytest.raises(TrainingError, match="GPU memory"):  # the engine may need a share of it
+        check_memory(plan.on(device="cuda"))
 
 
 def test_unknown_free_memory_lets_it_start(plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from core.errors import Cancelled, TrainingError
 from core.files import read_json, write_json, write_jsonl
 from core.settings import PROJECT
 from finetune.checkpoints import newest_complete
-from finetune.plan import TrainingPlan
+from finetune.plan import TrainingPlan, memory_needed
 from finetune.progress import read_progress
 from finetune.train import EXIT_CANCELLED, PROGRESS, Stop, train, train_stage
 from tests.finetune.examples import answer, plan, prompt, row
@@ -44,7 +44,7 @@ def weights(adapter: Path) -> dict[str, Any]:
 def largest_difference(one: Path, other: Path) -> float:
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
-    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+    return float(max((first[name].float() - second[name].float()).abs().max() for name in first))
 
 
 def test_sft_then_dpo_then_grpo(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -198,7 +198,9 @@ def test_kill_and_terminate_then_resume(tiny_model: TinyModel, tmp_path: Path) -
     process = _launch(tmp_path, stages)
     assert process.wait() == 0, process.stderr and process.stderr.read().decode()
     assert read_json(tmp_path / "run" / "01-sft" / "card.json") == first
-    for stage in ("01-sft", "02-dpo"):
+    for stage, plan_made in zip(("01-sft", "02-dpo"), stages, strict=True):
+        peak = read_json(tmp_path / "run" / stage / "card.json")["peak_bytes"]
+        assert 0.5 * peak < memory_needed(plan_made) < 3 * peak
         steps = [line["step"] for line in read_progress(progress) if line["stage"] == stage]
         assert steps == list(range(1, 13))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
