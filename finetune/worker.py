@@ -113,11 +113,11 @@ class Worker:
             self.jobs.release(child.job)
             return
         status, message = ("cancelled", "Cancelled.") if job.cancel_requested else ("failed", _epitaph(child))
-        self.jobs.finish(child.job, status, message, job.result)
         runs = Runs(self.database)
         for run in runs.list("running"):
             if run.options.get("job") == job.id:
                 runs.record(run.id, status=status, error=message)
+        self.jobs.finish(child.job, status, message, job.result)
 
     def _schedule(self) -> None:
         """Queue a retraining run when the schedule asks for one."""
