@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from core.catalog import BUILTIN, CatalogModel
+from core.catalog import BUILTIN, CatalogModel, model_folder
 from core.errors import ModelError, TrainingError
 from core.files import read_json
 from core.settings import METHODS, PROJECT, Settings
@@ -118,17 +118,15 @@ def trainable_folder(settings: Settings, model: CatalogModel) -> Path:
 
     Raises ModelError when only a GGUF is there: its quantised weights cannot be trained.
     """
-    builtin = model.id == BUILTIN.id
-    folder = (
-        PROJECT / "data" / "models" / "builtin" if builtin else settings.data_dir / "models" / model.id / "hf"
-    )
-    if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
-        return folder
+    own = model_folder(settings, model) / "hf"
+    for folder in (own, PROJECT / "data" / "models" / model.id):  # the second holds the built-in model
+        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+            return folder
     if model.hf_repo:
         step = f"Download the trainable weights: understudy models pull {model.id} --trainable"
     else:
-        step = f"Choose a model from `understudy models list`, or put its Hugging Face weights into {folder}."
-    raise ModelError(f"A GGUF file cannot be trained, and {folder} holds no trainable weights.", step)
+        step = f"Choose a model from `understudy models list`, or put its Hugging Face weights into {own}."
+    raise ModelError(f"A GGUF file cannot be trained, and {own} holds no trainable weights.", step)
 
 
 def choose_plan(settings: Settings, model: CatalogModel, method: str, rows: Path, count: int) -> TrainingPlan:
