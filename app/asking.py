@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.resources import Resources
-from core.errors import UnderstudyError
+from core.errors import EngineUnavailable, UnderstudyError
 from core.types import Answer, Message
 from feedback.questions import stands_alone
 from feedback.records import Correction, Status
@@ -22,6 +23,7 @@ from rag.citations import resolve
 from rag.prompt import cite
 
 log = logging.getLogger("understudy.web")
+RETURN_S = 15.0  # a restarted engine is back within ten seconds (unless its model is large)
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,40 @@ class Turn:
         if corrected is not None:
             self._record(corrected, "complete")
             return
+        try:
+            self._generate()
+        except EngineUnavailable as error:
+            if self._keep_partial(error) or not self._engine_returns():
+                raise
+            self._generate()
+
+    def _generate(self) -> None:
+        question = self.question
         stream = self.resources.assistant.stream(
             question.text, question.history, model=question.model, stop=self._stop
         )
-        try:
-            for item in stream:
-                if isinstance(item, Answer):
-                    stopped = item.finish_reason == "stop_requested"
-                    self._record(item, "interrupted" if stopped else "complete")
-                else:
-                    self._items.put(item)
-        except Interrupted as error:
-            # nobody may vote on what a dying engine had said, and nothing trains on it
-            if error.partial.text:
-                self._record(error.partial, "interrupted", tell=False)
-            raise
+        for item in stream:
+            if isinstance(item, Answer):
+                stopped = item.finish_reason == "stop_requested"
+                self._record(item, "interrupted" if stopped else "complete")
+            else:
+                self._items.put(item)
+
+    def _keep_partial(self, error: EngineUnavailable) -> bool:
+        """Record what a dying engine had said, if anything; nobody may vote on it, nothing trains on it."""
+        if not isinstance(error, Interrupted) or not error.partial.text:
+            return False
+        self._record(error.partial, "interrupted", tell=False)
+        return True
+
+    def _engine_returns(self) -> bool:
+        """Wait for an engine that is starting (again), as long as somebody waits and it may come."""
+        until = time.monotonic() + RETURN_S
+        while time.monotonic() < until and not self._stop.is_set() and not self.resources.engine_given_up():
+            if self.resources.client.healthy():
+                return True
+            self._stop.wait(0.2)
+        return False
 
     def _record(self, answer: Answer, status: Status, *, tell: bool = True) -> None:
         question = self.question

@@ -6,7 +6,7 @@ import time
 
 import streamlit as st
 
-from app.answer_view import assistant_message, show_answer, show_question
+from app.answer_view import assistant_message, short, show_answer, show_question
 from app.asking import Asked, Question, Turn, history_of
 from app.notices import engine_notice, error_notice, model_notice
 from app.resources import USER, Resources, resources
@@ -28,6 +28,7 @@ STREAM_S = 0.1
 def page() -> None:
     """Draw the page once."""
     parts = resources()
+    end_earlier_turn()
     conversation = current_conversation(parts)
     sidebar(parts, conversation)
     model_notice(parts)
@@ -45,6 +46,16 @@ def page() -> None:
         take_turn(parts, conversation, (typed or asked or "").strip(), exchanges)
     else:
         show_problem(exchanges)
+
+
+def end_earlier_turn() -> None:
+    """Wait until an answer that this rerun interrupts is recorded.
+
+    Streamlit starts the new run beside the old one, which is still on its way out.
+    """
+    turn = st.session_state.pop("turn", None)
+    if turn is not None:
+        turn.stop(wait=5)
 
 
 def current_conversation(parts: Resources) -> str | None:
@@ -83,7 +94,7 @@ def sidebar(parts: Resources, current: str | None) -> None:
         if conversations:
             st.caption("Recent")
         for conversation in conversations:
-            title = conversation.title if len(conversation.title) <= 38 else conversation.title[:36] + "…"
+            title = short(conversation.title, 30)
             st.button(
                 safe_markdown(title),
                 key=f"open-{conversation.id}",
@@ -148,7 +159,9 @@ def take_turn(parts: Resources, conversation: str | None, question: str, exchang
     done = [e for e in exchanges if e.status == "complete"]
     history = history_of([(e.question, e.answer.text) for e in done[-4:]])
     with assistant_message():
-        problem = stream(Turn(parts, Question(conversation, USER, question, history)), parts)
+        turn = Turn(parts, Question(conversation, USER, question, history))
+        st.session_state["turn"] = turn
+        problem = stream(turn, parts)
     if problem is not None:
         st.session_state["problem"] = (question, problem)
     st.rerun()
@@ -176,7 +189,7 @@ def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
                 )
                 place.caption(f"{what} … {time.monotonic() - began:.0f} s")
     finally:
-        turn.stop(wait=3)
+        turn.stop()
 
 
 def show_problem(exchanges: list[Exchange]) -> None:

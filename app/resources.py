@@ -82,6 +82,10 @@ class Resources:
         path = self.settings.data_dir / "serve.json"
         return dict(read_json(path)) if path.exists() else {}
 
+    def engine_given_up(self) -> bool:
+        """Whether the supervisor has stopped restarting the engine."""
+        return bool(self.supervisor_state().get("parts", {}).get("engine", {}).get("gave_up"))
+
 
 def catalog_model(settings: Settings) -> CatalogModel:
     """The record of the model in the settings; its file is the engine's affair."""
