@@ -17,12 +17,14 @@ from rag.words import token_estimate
 
 ITEM_CHARS = 240
 UNIT_CHARS = 400
+WINDOW = 60
 ESTIMATE = 1.25  # token_estimate is at least this multiple of MiniLM's count for nearly all sample chunks
 
 _BULLET = re.compile(r"\s*(?:[-*•–▪◦]\s+)?")
 _ROW = re.compile(r"[^:;]{1,80}: [^;]*(?:; [^:;]{1,80}: [^;]*)+")
 _ITEM = re.compile(r"\s*(?:[-*•–▪◦]|\d{1,3}[.)])\s+")
 _STOP = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[」』”]?")
+_SPACE = re.compile(r"\s*")
 _LAST_WORD = re.compile(r"(?:[^\W\d_]+\.)*[^\W_]+$")
 _ABBREVIATION_LIST = """
     mr mrs ms dr prof st jr sr vs e.g i.e eg ie cf approx ca fig sec art dept tel ext incl excl al resp
@@ -66,23 +68,26 @@ def _line(line: str) -> Iterator[tuple[int, int]]:
         yield start, end
         return
     for stop in _STOP.finditer(line, start, end):
-        after = line[stop.end() : end].lstrip()
-        if after and _ends_sentence(line[start : stop.start()], stop.group(), after):
+        next_word = _SPACE.match(line, stop.end(), end)
+        resume = next_word.end() if next_word else stop.end()
+        # a window on both sides is enough, and keeps a document of one long line linear
+        before = line[max(start, stop.start() - WINDOW) : stop.start()]
+        if resume < end and _ends_sentence(before, stop.group(), line[resume]):
             yield start, stop.end()
-            start = end - len(after)
+            start = resume
     if start < end:
         yield start, end
 
 
 def _ends_sentence(before: str, stop: str, after: str) -> bool:
-    """Whether `stop`, between `before` and `after`, closes a sentence."""
-    if after[0].islower() or after[0] in ",;:)":
+    """Whether `stop`, between `before` and the character `after`, closes a sentence."""
+    if after.islower() or after in ",;:)":
         return False
     if not stop.startswith(".") or len(stop.rstrip("\"'”’)]")) > 1:
         return True
     match = _LAST_WORD.search(before)
     last = match.group() if match else ""
-    if last.lower() in _ABBREVIATIONS or (last.lower() in _BEFORE_NUMBER and after[0].isdigit()):
+    if last.lower() in _ABBREVIATIONS or (last.lower() in _BEFORE_NUMBER and after.isdigit()):
         return False
     if before.strip() == last and (last.isdigit() or len(last) == 1):
         return False  # "3. Loosen the nut": the number of a list item

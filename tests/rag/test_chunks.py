@@ -72,3 +72,8 @@ def test_chunks_of_a_section_are_about_equal() -> None:
     sizes = [token_estimate(piece.text) for piece in chunk(extracted, 60)]
     assert len(sizes) > 3
     assert min(sizes) > 0.5 * max(sizes)
+
+
+def test_one_long_line_takes_linear_time() -> None:
+    text = "A short sentence stands here. " * 100_000
+    assert len(units(text)) == 100_000
