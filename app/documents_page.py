@@ -158,7 +158,7 @@ def row(parts: Resources, document: Document) -> None:
 def details(document: Document) -> str:
     """Size, passages, kind and date."""
     size = (
-        f"{document.bytes / 1024:,.0f} KB"
+        f"{max(1, round(document.bytes / 1024)):,} KB"
         if document.bytes < 1 << 20
         else f"{document.bytes / (1 << 20):.1f} MB"
     )

@@ -34,7 +34,8 @@ def live(parts: Resources, job_id: str) -> None:
         st.rerun()
     with st.container(border=True):
         progress(job)
-        run = next(iter(Runs(parts.database).list("running", limit=1)), None)
+        running = Runs(parts.database).list("running")
+        run = next((run for run in running if run.options.get("job") == job.id), None)
         if run is not None:
             curve(folder_of(parts, run))
         if job.cancel_requested:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with owner_lock(settings.data_dir / "serve.lock", f"The data folder {settings.data_dir}"):
         settings = with_ports(settings)
         if options.scripted is None:
-            settings = _with_model(settings)
+            settings = with_model(settings)
         return supervise(settings, options.scripted, samples=not options.no_samples)
 
 
@@ -164,7 +164,7 @@ def _claim(host: str, port: int, variable: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _with_model(settings: Settings) -> Settings:
+def with_model(settings: Settings) -> Settings:
     """The settings with a model path made absolute.
 
     Raises ModelError now, with a clear sentence, rather than in the engine's log.

@@ -56,14 +56,14 @@ def counts(parts: Resources) -> None:
     numbers = parts.feedback.counts()
     shown = {
         "Answers": numbers["exchanges"],
-        "Thumbs up": numbers["up"],
-        "Thumbs down": numbers["down"],
+        "Up": numbers["up"],
+        "Down": numbers["down"],
         "To review": numbers["pending"],
         "Approved": numbers["approved"],
     }
     with st.container(horizontal=True, gap="small"):
         for label, number in shown.items():
-            st.metric(label, number, border=True, width=128)
+            st.metric(label, number, border=True, width=106)
 
 
 def review(parts: Resources) -> None:

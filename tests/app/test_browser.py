@@ -18,7 +18,7 @@ from tests.app.payloads import PAYLOADS
 from tests.app.site import Site
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -66,10 +66,14 @@ def visit(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Visit]:
         if not re.match(r"(http|ws)://127\.0\.0\.1:\d+/|data:|blob:", url):
             noted.outside.append(url)
 
+    def alarm(dialog: Dialog) -> None:
+        noted.alarms.append(dialog.message)
+        dialog.dismiss()
+
     context.on("request", lambda request: requested(request.url))
     context.on("page", lambda extra: noted.alarms.append(f"window {extra.url}"))
     page.on("websocket", lambda socket: requested(socket.url))
-    page.on("dialog", lambda dialog: (noted.alarms.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", alarm)
     noted.alarms.clear()
     yield noted
     noted.shot(f"last-{request.node.name}")

@@ -1,0 +1,67 @@
+"""The doctor finds what is wrong, says what to do, and exits 1 only for what must be mended."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from app import doctor
+from core.db import Database
+from core.settings import Settings
+
+
+def levels(findings: list[doctor.Finding]) -> dict[str, str]:
+    return {finding.what: finding.level for finding in findings}
+
+
+def test_the_report_has_a_line_for_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("UNDERSTUDY_MODEL", str(tmp_path / "missing.gguf"))
+    assert doctor.main(["--json"]) == 1
+    found = [doctor.Finding(**row) for row in json.loads(capsys.readouterr().out)]
+    seen = levels(found)
+    assert seen["model"] == "fail"
+    assert seen["python"] == seen["llama.cpp"] == seen["disk"] == seen["streamlit"] == "ok"
+    assert all(finding.next_step for finding in found if finding.level != "ok")
+    doctor.main([])
+    assert "→" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("package", "version"), [("streamlit", "1.30.0"), ("torch", "2.9.1+cpu"), ("jinja2", "3.1.5")]
+)
+def test_a_version_with_a_known_hole_turns_red(package: str, version: str) -> None:
+    assert doctor.below_floor({package: version}) == [package]
+    assert doctor.below_floor({package: doctor.FLOORS[package][0]}) == []
+    assert doctor.below_floor({package: None}) == []
+
+
+def test_a_damaged_database_is_found(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    Database(settings.database).close()
+    assert levels(list(doctor.state(settings)))["database"] == "ok"
+    settings.database.write_bytes(b"not a database, but long enough to be looked at" * 50)
+    assert levels(list(doctor.state(settings)))["database"] == "fail"
+
+
+def test_a_taken_port_is_found(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(data_dir=tmp_path, port=taken.getsockname()[1], engine_port=0)
+        found = list(doctor.ports(settings))
+    assert [finding.level for finding in found] == ["fail", "ok"]
+    assert "UNDERSTUDY_PORT" in found[0].next_step
+
+
+def test_a_build_for_another_cpu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "NATIVE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    found = next(doctor.native(Settings(data_dir=tmp_path)))
+    assert found.level == "fail"
+    assert "signal 4" in found.seen
+    assert "Compile" in found.next_step
