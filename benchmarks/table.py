@@ -48,13 +48,18 @@ def at_least(measure: str, value: float, goal: float, unit: str = "", reference:
 
 def render(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| measure | value | unit | reference | ratio | goal | met |", "|---|---:|---|---:|---:|---|---|"]
+    lines = [
+        "| measure | value | unit | reference | ratio | goal | met |",
+        "|---|---:|---|---:|---:|---|---|",
+    ]
     for row in rows:
         cell = row.as_json()
         met = {True: "yes", False: "**no**", None: ""}[row.met]
         reference = "" if row.reference is None else f"{row.reference:.3g}"
         ratio = "" if cell["ratio"] is None else f"{cell['ratio']:.2f}"
-        lines.append(f"| {row.measure} | {row.value:.4g} | {row.unit} | {reference} | {ratio} | {row.goal} | {met} |")
+        lines.append(
+            f"| {row.measure} | {row.value:.4g} | {row.unit} | {reference} | {ratio} | {row.goal} | {met} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -65,7 +70,7 @@ def main(
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the common flags, measure, and print; a full run also rewrites its section of docs/benchmarks.md."""
+    """Parse the common flags, measure, and print; a full run also updates docs/benchmarks.md."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--json", action="store_true", help="print the rows as a JSON list and nothing else")
     parser.add_argument("--quick", action="store_true", help="a smaller run that ends within a minute")
@@ -87,7 +92,11 @@ def _publish(name: str, rows: Sequence[Row], page: Path = PAGE) -> None:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     section = f"## {name}\n\n{stamp}, {machine}: `{command}`\n\n{render(rows)}"
-    text = page.read_text("utf-8") if page.exists() else "# Benchmarks\n\nWritten by the full run of each benchmark.\n"
+    text = (
+        page.read_text("utf-8")
+        if page.exists()
+        else "# Benchmarks\n\nWritten by the full run of each benchmark.\n"
+    )
     pattern = re.compile(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     text = pattern.sub("", text).rstrip() + "\n\n" + section
     write_text(page, text)
