@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from app.lessons import fate
 from app.resources import USER, Resources
 from app.source_view import open_source
 from core.errors import UnderstudyError
@@ -18,10 +19,6 @@ from rag.citations import safe_markdown
 MARK = str(Path(__file__).parent / "mark.svg")
 THANKS_UP = "Thank you. Your vote goes into the next training set."
 THANKS_DOWN = "Thank you. Say below what it should have said: a correction teaches more than a vote."
-THANKS_CORRECTION = (
-    "Thank you. From now on you get this correction for this question at once; after review everybody does, "
-    "and the next adapter is trained on it."
-)
 
 
 def show_question(question: str) -> None:
@@ -108,7 +105,7 @@ def vote(parts: Resources, exchange: Exchange) -> None:
     if value == 1:
         st.caption(THANKS_UP)
     elif value == 0:
-        st.caption(THANKS_CORRECTION if correction else THANKS_DOWN)
+        st.caption(fate(parts, correction) if correction else THANKS_DOWN)
         if correction:
             with st.expander("Your correction", icon=":material/edit:"):
                 correction_form(parts, exchange, correction.text)

@@ -19,6 +19,7 @@ from core.db import Database
 from core.jobs import Jobs
 from core.settings import PROJECT, Settings
 from rag.documents import DocumentStore
+from tests.app.payloads import PAYLOADS
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ SCRIPT: list[dict[str, Any]] = [
         "reply": "[1] The basic plan costs 10 EUR a month.",
         "delay_ms": 5,
     },
+    {"match": "everything hostile", "reply": "[1] " + " ".join(PAYLOADS), "delay_ms": 1},
     {"match": "moon", "reply": "Not in the documents."},
 ]
 
@@ -113,15 +115,18 @@ class Site:
 
 
 @contextmanager
-def site(data_dir: Path, script: list[dict[str, Any]] | None = None, **environment: str) -> Iterator[Site]:
-    """Start one, wait until its pages and its engine answer, and stop it at the end."""
+def site(data_dir: Path, *options: str, **environment: str) -> Iterator[Site]:
+    """Start one, wait until its pages and its engine answer, and stop it at the end.
+
+    Without `options` its model is scripted and it has no documents.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     scripted = data_dir / "script.json"
-    scripted.write_text(json.dumps(SCRIPT if script is None else script))
+    scripted.write_text(json.dumps(SCRIPT))
     output = data_dir / "serve.out"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            serve_command("--scripted", str(scripted), "--no-samples"),
+            serve_command(*(options or ("--scripted", str(scripted), "--no-samples"))),
             cwd=PROJECT,
             env=serve_environment(data_dir, **environment),
             stdout=stream,

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from core.db import Database
 from core.types import Answer, Citation, Passage, Unit
 from feedback.store import FeedbackStore
 from tests.app.payloads import PAYLOADS
-from tests.app.site import Site
+from tests.app.site import Site, site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page
@@ -196,6 +197,40 @@ def hostile_answer(text: str, document_id: str) -> Answer:
         messages=({"role": "user", "content": text},), model=text, adapter=text, prompt_version=text,
         supported=True, finish_reason="stop", sampling={}, timings={"total_ms": 1.0},
     )  # fmt: skip
+
+
+def test_a_hostile_model_streams_only_text(running: Site, visit: Visit) -> None:
+    """What the model writes is drawn at every token, so half-finished markup must be inert too."""
+    page = visit.page
+    page.goto(running.url)
+    ask(page, "Tell me everything hostile about the notice period.")
+    for _ in range(20):
+        page.wait_for_timeout(100)
+        check_inert(visit)
+    page.get_by_role("button", name="Why this answer").wait_for()
+    check_inert(visit)
+
+
+def test_the_password_is_asked_for_first(tmp_path: Path, visit: Visit) -> None:
+    password = "a long test password"
+    with site(tmp_path / "data", UNDERSTUDY_PASSWORD=password) as locked:
+        page = visit.page
+        page.goto(f"{locked.url}/documents")
+        page.get_by_label("Password").fill("a wrong password")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("That is not the password.").wait_for()
+        visit.shot("login")
+        page.get_by_label("Password").fill(password)
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("heading", name="Ask your documents").wait_for()
+        page.reload()  # a reload does not ask again
+        page.get_by_role("heading", name="Ask your documents").wait_for()
+        models = f"{locked.url}/v1/models"
+        assert httpx.get(models, trust_env=False).status_code == 401
+        key = {"authorization": f"Bearer {password}"}
+        assert httpx.get(models, headers=key, trust_env=False).status_code == 200
+        page.goto(f"{locked.url}/logout")
+        page.get_by_label("Password").wait_for()
 
 
 def test_nothing_shown_can_call_home_or_run(running: Site, visit: Visit) -> None:

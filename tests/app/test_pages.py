@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,12 +13,16 @@ from streamlit.testing.v1 import AppTest
 from app import resources as shared
 from app.resources import USER, Resources, resources
 from core.adapters import Adapter
+from core.catalog import BUILTIN
 from core.db import now_ms
 from core.errors import EngineBusy, EngineUnavailable
 from core.files import sha256_of, write_bytes, write_json
 from core.jobs import Jobs
 from core.runs import Runs
 from core.settings import PROJECT, Settings
+from core.types import Unit
+from feedback.dataset import freeze
+from rag.prompt import cite
 from tests.app.site import Site
 
 MAIN = str(PROJECT / "app" / "main.py")
@@ -309,16 +313,40 @@ def test_adapters_are_promoted_and_rolled_back_with_a_reason(parts: Resources) -
     assert stage.adapter_id is None
 
 
-def make_adapter(parts: Resources, name: str, verdict: str) -> Adapter:
+def make_adapter(parts: Resources, name: str, verdict: str, dataset: str = "data1") -> Adapter:
     folder = parts.registry.folder / name
     write_bytes(folder / "adapter.gguf", b"GGUF" + name.encode())
     sha = sha256_of(folder / "adapter.gguf")
     write_json(folder / "card.json", {"sha256": sha})
     adapter = Adapter(
-        name, "builtin", "0" * 64, sha, "run1", "data1", None, "sft+dpo", verdict, {"score": 0.7}, now_ms()
+        name, "builtin", "0" * 64, sha, "run1", dataset, None, "sft+dpo", verdict, {"score": 0.7}, now_ms()
     )
     parts.registry.register(adapter)
     return adapter
+
+
+def test_a_correction_says_what_became_of_it(parts: Resources) -> None:
+    """Row C15 of the features: the person who corrected sees when the model has learned it."""
+    from app.lessons import fate
+
+    ask(open_page(), "What is the notice period for cooks?")
+    exchange = parts.feedback.exchanges(parts.feedback.conversations(USER)[0].id, USER)[0]
+    identity = parts.feedback.correct(exchange.id, USER, "The notice period is 30 days.")
+    assert "after review everybody does" in fate(parts, parts.review.get(identity))
+    parts.review.approve(identity, "reviewer")
+    assert fate(parts, parts.review.get(identity)).startswith("Approved.")
+    frozen = freeze(
+        parts.database, parts.settings.data_dir / "datasets", cite=_cite, minimum=0, heldout_share=0
+    )
+    make_adapter(parts, "learner", "passed", frozen.version)
+    parts.registry.promote("learner", USER, "a test")
+    assert "learner, was trained on this correction" in fate(parts, parts.review.get(identity))
+    parts.registry.rollback("builtin", USER, "a test")
+    assert fate(parts, parts.review.get(identity)).startswith("Approved.")
+
+
+def _cite(text: str, units: Sequence[Unit]) -> str:
+    return cite(text, units, BUILTIN)
 
 
 def test_no_page_uses_raw_html() -> None:
