@@ -1,0 +1,263 @@
+"""Make the built-in model: a reader of at most ten million parameters, trained from scratch on a CPU.
+
+Its one skill is reading: given numbered units and a question it answers with the number and the words
+of the unit that holds the answer, or `Not in the documents.` The stages, each a subcommand:
+
+    tokenizer   byte-level BPE on the source text, and word vectors from co-occurrence
+    data        reading exercises, as shards of token ids (repeat it for more, with another --seed)
+    train       wire the start circuits and train; resumes from its last checkpoint
+    measure     label accuracy, exact copies and refusals on held-out documents and templates
+    export      Hugging Face folder, GGUF, card
+    all         everything in order
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune.base_data import LABELS, WORDS, Exercise
+from finetune.base_export import SPECIAL
+
+# The regular expression of Llama 3's tokenizer: llama.cpp knows it as `llama-bpe`.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def sources(source: Path) -> list[Path]:
+    """The text files of the corpus."""
+    files = sorted(source.glob("*.txt"))
+    if not files:
+        raise SystemExit(
+            f"No .txt files in {source}. Give the folder of the unpacked text corpus with --source."
+        )
+    return files
+
+
+def sample_lines(source: Path, per_file: int, seed: int) -> list[str]:
+    """Random non-empty lines of every source file."""
+    rng = random.Random(seed)  # noqa: S311
+    out: list[str] = []
+    for path in sources(source):
+        lines = [x for x in re.split(r"[\n\f]+", path.read_text("utf-8")) if x.strip()]
+        out += rng.sample(lines, min(len(lines), per_file))
+    return out
+
+
+def make_tokenizer(source: Path, out: Path, vocab: int, seed: int) -> None:
+    """Train the BPE on single lines with a leading space: no merge then spans a line break."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    # Words of an organisation's papers must be one token, however rare they are in the source text.
+    words = [f" {w}" for w in WORDS["office"]]
+    lines = [" " + x.strip() for x in sample_lines(source, 4000, seed)]
+    facts = Path(__file__).with_name("base_facts.txt")
+    known = [" " + x for x in facts.read_text("utf-8").splitlines()] * 15 if facts.exists() else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - LABELS - len(SPECIAL),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tok.train_from_iterator([*lines, *words * 400, *known, *["user", "assistant"] * 900], trainer)
+    tok.add_special_tokens(SPECIAL)
+    tok.add_tokens([AddedToken(f"[{n}]", normalized=False) for n in range(1, LABELS + 1)])
+    out.mkdir(parents=True, exist_ok=True)
+    tok.save(str(out / "tokenizer.json"))
+
+
+def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> None:
+    """Count the text and factorise its co-occurrence; writes `vectors.npz`."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from finetune.base_circuits import meanings
+    from finetune.base_data import stem
+
+    tok = Tokenizer.from_file(str(out / "tokenizer.json"))
+    lines = [" " + x.strip() for x in sample_lines(source, per_file, seed + 1)]
+    random.Random(seed).shuffle(lines)  # noqa: S311
+    ids = np.concatenate(
+        [
+            np.array(e.ids + [0] * 5, np.int32)
+            for b in range(0, len(lines), 2000)
+            for e in tok.encode_batch(lines[b : b + 2000], add_special_tokens=False)
+        ]
+    )
+    pieces = [tok.decode([i], skip_special_tokens=False) for i in range(tok.get_vocab_size())]
+    keys = [stem(p.strip()) or p for p in pieces]
+    names = {k: i for i, k in enumerate(dict.fromkeys(keys))}
+    groups = np.array([names[k] for k in keys])
+    vectors = meanings(ids, groups)[groups]
+    np.savez(
+        out / "vectors.npz",
+        counts=np.bincount(ids, minlength=len(pieces)),
+        meaning=vectors.astype(np.float16),
+    )
+    (out / "pieces.json").write_text(json.dumps(pieces), "utf-8")
+
+
+# How much of each source file is read for exercises, against 1 for the rest.
+WEIGHT = {
+    "wikipedia-2015": 6.0,
+    "wikipedia-2021": 2.0,
+    "wikinews": 2.0,
+    "classics-nonfiction": 0.3,
+    "factbook": 0.5,
+    "cpp-docs": 0.4,
+    "tldr": 0.3,
+}
+
+
+def exercises(
+    source: Path, count: int, sizes: tuple[int, int], office: float, seed: int
+) -> Iterator[Exercise]:
+    """`count` exercises of `sizes` units; a share `office` is invented, the rest from the text."""
+    from finetune import base_business, base_data
+
+    rng = random.Random(seed)  # noqa: S311
+    docs = [
+        d for p in sources(source) for d in base_data.documents(p, int(60 * WEIGHT.get(p.stem, 1.0)), rng)
+    ]
+    docs = [d for d in docs if base_business.held_out(d[0].heading) == (seed < 0)]
+    rarity = base_data.Rarity([u for d in docs for p in d for u in p.units])
+    made = 0
+    while made < count:
+        size, dice = rng.randint(*sizes), rng.random()
+        if dice < 0.01:
+            e: Exercise | None = base_business.greeting(rng)
+        elif dice < office:
+            e = base_business.exercise(rng, size, heldout=seed < 0)
+        else:
+            e = base_data.exercise(docs, rarity, rng, size)
+        if e and sum(map(len, e.units)) < min(3300, 105 * size):
+            made += 1
+            yield e
+
+
+def make_shard(source: Path, out: Path, count: int, sizes: tuple[int, int], office: float, seed: int) -> None:
+    """Write one shard; a negative seed draws from held-out documents and templates, for measuring only."""
+    from finetune.base_train import Encoder, save
+
+    encoder, limit = Encoder(out), 1000
+    items = [
+        i for i in encoder.items(list(exercises(source, count, sizes, office, seed))) if len(i.ids) < limit
+    ]
+    folder = out / ("dev" if seed < 0 else "shards")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / f"{seed:06d}.npz", items)
+
+
+# The curriculum: (exercises, units from, to, share of invented papers). Short ones first: they teach fastest.
+CURRICULUM = (
+    (9000, 3, 7, 0.65),
+    (9000, 4, 9, 0.6),
+    (8000, 5, 14, 0.6),
+    (8000, 6, 20, 0.6),
+    (8000, 8, 24, 0.6),
+)
+QUICK = ((60, 3, 4, 1.0),)
+
+
+def make_data(source: Path, out: Path, seed: int, quick: bool) -> None:
+    """One shard a step of the curriculum, and a held-out one for measuring."""
+    for step, (count, low, high, office) in enumerate(QUICK if quick else CURRICULUM):
+        make_shard(source, out, count, (low, high), office, 1 + step + 100 * seed)
+    make_shard(source, out, 20 if quick else 600, (3, 5) if quick else (5, 20), 0.6, -1)
+
+
+def run_training(out: Path, seed: int, quick: bool, steps: int) -> list[float]:
+    """Train on the shards of `out`; returns the logged losses."""
+    from finetune.base_model import Shape
+    from finetune.base_train import Encoder, Schedule, train
+
+    vocab = Encoder(out).tok.get_vocab_size()
+    if quick:
+        return train(out, Shape(vocab_size=vocab), Schedule(30, 1024, 1e-3, 5), seed)
+    return train(out, Shape(vocab_size=vocab), Schedule(steps=steps), seed)
+
+
+def run_measure(out: Path) -> dict[str, dict[str, float]]:
+    """Figures on the held-out shard."""
+    from finetune.base_train import Encoder, load, measure, restore
+
+    refusal = Encoder(out).encode(["Not"])[0][0]
+    return measure(restore(out), load(out / "dev" / f"{-1:06d}.npz"), refusal)
+
+
+def own_text(folder: Path, seed: int = 0) -> Path:
+    """A little invented source text, so the quick path needs no data."""
+    from finetune import base_business
+
+    rng = random.Random(seed)  # noqa: S311
+    docs = [
+        "\n\n".join(
+            f"# {s.heading}\n\n" + " ".join(f.unit for f in s.facts)
+            for s in (base_business.section(rng) for _ in range(3))
+        )
+        for _ in range(200)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "own.txt").write_text("\f".join(docs), "utf-8")
+    return folder
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of the recipe."""
+    parser = argparse.ArgumentParser(
+        "python -m finetune.base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["tokenizer", "data", "train", "measure", "export", "all"])
+    parser.add_argument(
+        "--source",
+        type=Path,
+        help="folder of .txt files (documents end with a form feed, headings are `# ...`)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/runs/reader"), help="work folder, resumable [%(default)s]"
+    )
+    parser.add_argument(
+        "--target", type=Path, default=Path("data/models/builtin"), help="where export writes [%(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument(
+        "--steps", type=int, default=6000, help="training steps of 3,072 tokens [%(default)s]"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smoke path: tiny vocabulary and text of its own, about a minute"
+    )
+    a = parser.parse_args(argv)
+    source = own_text(a.out / "source") if a.quick and a.source is None else a.source
+    if source is None and a.stage in ("tokenizer", "data", "all"):
+        parser.error("--source DIR is needed: a folder of .txt files, or use --quick")
+    everything = a.stage == "all"
+    if a.stage == "tokenizer" or everything:
+        make_tokenizer(source, a.out, 2048 if a.quick else 16384, a.seed)
+        make_vectors(source, a.out, a.seed, 2000 if a.quick else 60000)
+    if a.stage == "data" or everything:
+        make_data(source, a.out, a.seed, a.quick)
+    if a.stage == "train" or everything:
+        print(json.dumps(run_training(a.out, a.seed, a.quick, a.steps)))
+    if a.stage == "measure" or everything:
+        print(json.dumps(run_measure(a.out), indent=1))
+    if a.stage == "export" or everything:
+        from finetune.base_export import export
+
+        export(a.out, a.target)
+
+
+if __name__ == "__main__":
+    main()
