@@ -204,7 +204,7 @@ def _cpu_memory(plan: TrainingPlan, count: int) -> int:
     config = read_json(Path(plan.base_folder) / "config.json")
     text = config.get("text_config", config)
     sequences = plan.batch * (2 if plan.method == "dpo" else 1)
-    logits = text["vocab_size"] * 4 * (7 if plan.method == "dpo" else 3)  # SFT computes few of them
+    logits = text["vocab_size"] * 4 * (4 if plan.method == "dpo" else 3)  # few are computed, some are stored
     layers = text["num_hidden_layers"] * (14 * text["hidden_size"] + 6 * text["intermediate_size"]) * 4
     return int(0.6 * GIB + count * 4 * 1.1 + sequences * plan.max_length * (logits + layers))
 

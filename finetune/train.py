@@ -4,8 +4,7 @@ PLAN.json holds `{"stages": [plan, ...]}`; each stage trains a LoRA adapter with
 `OUT/<number>-<method>/` and goes on from the stage before it. Progress lines are appended to
 `OUT/progress.jsonl`, so a page can draw the curves at any time. A stage's `card.json` is written last: no
 card, not done. SIGTERM stops after the step at hand and keeps a checkpoint; SIGKILL loses the steps since the
-last checkpoint. Starting the same command again goes on from there. With a CUDA GPU, Unsloth is used when
-installed.
+last checkpoint. Starting the same command again goes on from there. On a GPU, Unsloth is used if installed.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from core.files import owner_lock, read_json, write_json
 from core.settings import quiet_environment
 from finetune.checkpoints import complete, newest_complete, step_of
 from finetune.export import base_layer, save_adapter
+from finetune.logits import of_answers_only
 from finetune.plan import TrainingPlan
 from finetune.progress import append_progress, peak_bytes, rewind_progress, summary, versions
 from finetune.rows import prepare_rows
@@ -194,14 +194,14 @@ def _trainer(
 
     datasets.disable_progress_bars()
     data = datasets.Dataset.from_list(rows)
-    shared = _arguments(plan, checkpoints)
-    common = {"model": model, "processing_class": tokenizer}
+    shared, common = _arguments(plan, checkpoints), {"model": model, "processing_class": tokenizer}
     if plan.method == "sft":
         config = trl.SFTConfig(**shared, max_length=plan.max_length, completion_only_loss=True)
         return trl.SFTTrainer(args=config, train_dataset=data.remove_columns("question"), **common)
     if plan.method == "dpo":
         config = trl.DPOConfig(**shared, max_length=plan.max_length, beta=plan.beta)
-        return trl.DPOTrainer(args=config, train_dataset=data.remove_columns("question"), **common)
+        trainer = of_answers_only(trl.DPOTrainer)
+        return trainer(args=config, train_dataset=data.remove_columns("question"), **common)
     from finetune.rewards import reward
 
     def score(completions: list[str], question: list[str], reference: list[str], **_: Any) -> list[float]:

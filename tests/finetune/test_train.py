@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import finetune.train
 from core.errors import Cancelled, TrainingError
 from core.files import read_json, write_json, write_jsonl
 from core.settings import PROJECT
@@ -80,6 +81,20 @@ def test_four_bit_is_four_bit_on_a_cpu_too(tiny_model: TinyModel, tmp_path: Path
     sft, dpo = train(stages, tmp_path / "run", Stop())
     assert sft["layers"] == dpo["layers"] == "Linear4bit"
     assert sft["metrics"]["loss_last"] < sft["metrics"]["loss_first"]
+
+
+def test_skipping_the_prompts_logits_changes_no_loss(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = plan(tiny_model, "dpo", tmp_path, max_steps=4)
+    train_stage(stage, tmp_path / "fast" / "stage", Stop())
+    monkeypatch.setattr(finetune.train, "of_answers_only", lambda trainer: trainer)
+    train_stage(stage, tmp_path / "whole" / "stage", Stop())
+    fast, whole = (
+        [line["loss"] for line in read_progress(tmp_path / name / PROGRESS)] for name in ("fast", "whole")
+    )
+    assert fast == pytest.approx(whole, abs=1e-3)
+    assert fast[-1] < 0.9 * fast[0]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
