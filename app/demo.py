@@ -191,7 +191,7 @@ def retrain(resources: Resources, methods: list[str]) -> Run:
         time.sleep(0.5)
         job = resources.jobs.get(job.id)
         step = job.message.split(",")[0].split(":")[0]
-        if step and step != said:
+        if job.open and step and step != said:
             said = step
             say(f"   {job.progress:4.0%}  {step}")
     if job.status != "done":

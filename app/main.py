@@ -4,11 +4,13 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.settings import load_settings
+
 FOLDER = Path(__file__).parent
 
 st.set_page_config(page_title="Understudy", page_icon=str(FOLDER / "mark.svg"), layout="centered")
 st.logo(str(FOLDER / "mark.svg"), size="large")
-st.navigation(
+pages = st.navigation(
     [
         st.Page(FOLDER / "chat_page.py", title="Chat", icon=":material/chat:", default=True),
         st.Page(
@@ -25,4 +27,7 @@ st.navigation(
             icon=":material/theater_comedy:",
         ),
     ]
-).run()
+)
+if load_settings().password:
+    st.sidebar.link_button("Log out", "/logout", icon=":material/logout:", type="tertiary")
+pages.run()

@@ -12,6 +12,8 @@ from rag.citations import safe_markdown
 
 def model_notice(parts: Resources) -> None:
     """Name the built-in model and what to do for a stronger one, until it is dismissed."""
+    if parts.model.warning:
+        st.caption(f":material/warning: About this model: {safe_markdown(parts.model.warning)}.")
     if parts.model.id != BUILTIN.id or st.session_state.get("model_notice_closed"):
         return
     with st.container(border=True, key="model_notice", horizontal=True, vertical_alignment="center"):

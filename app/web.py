@@ -93,7 +93,7 @@ def main() -> int:
 
     quiet_environment()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpx2", "openai", "chromadb", "sentence_transformers"):
+    for noisy in ("uvicorn.error", "httpx", "httpx2", "openai", "chromadb", "sentence_transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     settings = load_settings()
     uvicorn.run(

@@ -128,6 +128,7 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> No
         assert not (own.data_dir / "serve.json").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_script_is_given_up_and_the_pages_stay(tmp_path: Path) -> None:
     """An engine that cannot start: five tries, the reason with its last log lines, pages and API alive."""
     data_dir = tmp_path / "data"
