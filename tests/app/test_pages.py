@@ -313,6 +313,18 @@ def test_adapters_are_promoted_and_rolled_back_with_a_reason(parts: Resources) -
     assert stage.adapter_id is None
 
 
+def test_the_adapter_on_stage_is_named_under_the_next_answer(parts: Resources, running: Site) -> None:
+    engine = running.part("engine")["pid"]
+    make_adapter(parts, "reader-c", "passed")
+    parts.registry.promote("reader-c", USER, "a test")
+    assert parts.client.sync_adapters()["adapter"] == "reader-c"
+    assert "builtin · reader\\-c" in shown(ask(open_page(), "What is the notice period for bakers?"))
+    parts.registry.rollback("builtin", USER, "a test")
+    parts.client.sync_adapters()
+    assert "builtin · no adapter" in shown(ask(open_page(), "What is the notice period for tailors?"))
+    assert running.part("engine")["pid"] == engine
+
+
 def make_adapter(parts: Resources, name: str, verdict: str, dataset: str = "data1") -> Adapter:
     folder = parts.registry.folder / name
     write_bytes(folder / "adapter.gguf", b"GGUF" + name.encode())
