@@ -38,7 +38,7 @@ from finetune.base_model import Layer, Reader, Shape
 CODE, CHARS, MEANING, FLAGS = slice(0, 56), slice(56, 104), slice(104, 160), slice(160, 176)
 PREVIOUS, LABEL, FREE = slice(176, 208), slice(208, 232), slice(232, 256)
 CONST, IS_LABEL, IS_NEWLINE, IS_FIRST, IS_DIGIT, IS_CAPITAL, RARE, SCORE = range(160, 168)
-IN_UNIT = 168
+IN_UNIT, VOTED = 168, 169
 
 
 def embeddings(
@@ -125,8 +125,8 @@ def meanings(
 
 
 # Strengths found by measuring the untrained reader.
-MATCH, REST, REST_MEANING, IN_UNIT_BONUS, VOTE, VOTE_MEANING = 3.4, 14.0, 15.0, 4.0, 0.08, 0.04
-NEAR, RARITY, NAME_IT, WANT_LABEL = 1.7, 1.4, 0.6, 1.0
+MATCH, REST, REST_MEANING, IN_UNIT_BONUS, VOTE, VOTE_MEANING = 2.6, 9.0, 10.0, 3.0, 0.08, 0.04
+NEAR, RARITY, HAS_VOTED, NAME_IT, WANT_LABEL = 0.9, 1.7, 1.0, 0.6, 1.0
 
 Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -192,7 +192,7 @@ class Circuits:
         q, k, v, o = self.head(1, 1)
         for i in range(4, 16):
             q[i, CONST] = k[i, IS_LABEL] = 1.0
-            k[i, IS_NEWLINE] = 0.5
+            k[i, IS_NEWLINE] = 1.2
             k[i, PREVIOUS] = 0.5 * fn.normalize(self.previous @ self.newline, dim=0)
         for i in self.slow:
             q[i, CONST], k[i, IS_FIRST] = 1.0, 0.35
@@ -217,6 +217,8 @@ class Circuits:
             k[self.slow[-2:], IN_UNIT] = IN_UNIT_BONUS
             v[:24, LABEL] = torch.eye(24)
             o[LABEL, :24] = vote * torch.eye(24)
+            v[24, IN_UNIT] = 1.0
+            o[VOTED, 24] = vote
         for h, part in ((2, CHARS), (3, MEANING)):
             _, _, v, o = self.likeness(h, part, REST)
             v[0, RARE] = 1.0
@@ -241,6 +243,7 @@ class Circuits:
         for i in range(6, 12):
             q[i, PREVIOUS], k[i, CONST] = NEAR * self.asked, NEAR
         q[self.slow[0], PREVIOUS], k[self.slow[0], RARE] = RARITY * self.asked, RARITY
+        k[self.slow[0], VOTED] = HAS_VOTED
         v[:24, LABEL] = torch.eye(24)
         o[CODE, :24] = NAME_IT * self.label.T
         q, k, v, o = self.head(3, 2)

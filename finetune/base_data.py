@@ -158,6 +158,12 @@ def documents(path: Path, limit: int, rng: random.Random) -> list[list[Passage]]
     return out[:limit]
 
 
+def shortened(doc: Sequence[Passage], longest: int) -> list[Passage]:
+    """Without units over `longest` characters and without sections of fewer than two units."""
+    parts = [Passage(p.heading, tuple(u for u in p.units if len(u) <= longest)) for p in doc]
+    return [p for p in parts if len(p.units) > 1]
+
+
 def _sections(doc: str) -> Iterator[Passage]:
     title = heading = ""
     units: list[str] = []
@@ -204,7 +210,9 @@ _ASK = {
 }
 
 
-def question(sentence: str, heading: str, rarity: Rarity, rng: random.Random) -> tuple[str, list[str]] | None:
+def question(
+    sentence: str, heading: str, rarity: Rarity, rng: random.Random, disguise: float = 1.0
+) -> tuple[str, list[str]] | None:
     """A question this sentence answers, and the words of the sentence or heading it rests on."""
     words = _WORD.findall(sentence)
     kind, gone = _wanted(sentence, rng)
@@ -221,7 +229,7 @@ def question(sentence: str, heading: str, rarity: Rarity, rng: random.Random) ->
     for a, i in enumerate(chosen):
         if a and glue < 0.6 and chosen[a - 1] < i <= chosen[a - 1] + 4:
             out += [w for w in words[chosen[a - 1] + 1 : i] if w.lower() in STOP]
-        out.append(_disguise(words[i], rng))
+        out.append(_disguise(words[i], rng) if rng.random() < disguise else words[i])
     if heading and rng.random() < 0.15:
         extra = rng.sample(content(heading), min(2, len(content(heading))))
         used, out = used + extra, out + rng.choice([["in"], ["for"], ["of"], []]) + extra
@@ -257,7 +265,7 @@ def _disguise(word: str, rng: random.Random) -> str:
 
 
 def exercise(
-    docs: Sequence[Sequence[Passage]], rarity: Rarity, rng: random.Random, size: int
+    docs: Sequence[Sequence[Passage]], rarity: Rarity, rng: random.Random, size: int, disguise: float = 1.0
 ) -> Exercise | None:
     """One exercise of about `size` units over random documents; None when the draw was unsuitable."""
     doc = rng.choice(docs)
@@ -266,7 +274,7 @@ def exercise(
     width = rng.randint(2, max(3, min(8, size // 2)))
     near = Passage(home.heading, home.units[start : start + width])
     target = rng.choice(near.units)
-    asked = question(target, near.heading, rarity, rng)
+    asked = question(target, near.heading, rarity, rng, disguise)
     first = home is doc[0] and start == 0 and rng.random() < 0.5
     if (
         first

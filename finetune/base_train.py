@@ -157,7 +157,7 @@ class Schedule:
 
     steps: int = 6000
     tokens: int = 3072
-    rate: float = 3e-4
+    rate: float = 2.5e-4
     warmup: int = 100
     decay: float = 0.3
     until: float = 0.0
@@ -220,12 +220,10 @@ def train(folder: Path, shape: Shape, plan: Schedule, seed: int = 0) -> list[flo
 
 
 def _endless(folder: Path, tokens: int, seed: int) -> Iterator[list[Item]]:
-    """Batches from the shards; the least used shard first: new ones are taken up at once."""
+    """Batches from the shards; the least used shard first, in the order of names."""
     rng, used = np.random.default_rng(seed), dict[str, int]()
     while True:
-        paths = sorted(
-            (folder / "shards").glob("*.npz"), key=lambda p: (used.get(p.name, 0), -p.stat().st_mtime)
-        )
+        paths = sorted((folder / "shards").glob("*.npz"), key=lambda p: (used.get(p.name, 0), p.name))
         if not paths:
             raise SystemExit("No shards yet. Run the data stage first.")
         used[paths[0].name] = used.get(paths[0].name, 0) + 1
