@@ -48,7 +48,7 @@ def _cases(settings: Settings, model: CatalogModel, limit: int | None) -> list[C
     names = {document.id: document.name for document in ingestor.documents.list()}
 
     def ask(question: str) -> Prompt:
-        return build(question, retriever.search(question, model.passages), model)
+        return build(question, retriever.read_for(question, model), model)
 
     rows = read_golden(GOLDEN)
     step = 1 if limit is None else max(1, len(rows) // limit)

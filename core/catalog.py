@@ -71,7 +71,8 @@ FAMILIES: tuple[tuple[str, str, str], ...] = (
 class CatalogModel:
     """A base model: where its files are and how to talk to, budget and train it.
 
-    `passages` and `history` are how many passages and earlier messages its prompt may hold; `cite_first`
+    `passages` and `history` are how many passages and earlier messages its prompt may hold, `units` how many
+    of their sentences and rows (0: all); `cite_first`
     says that the model writes `[n] sentence` instead of `sentence [n]`. `parameters` are billions. Memory is
     in GB for serving the named GGUF on a CPU (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU
     (`qlora_gb`, `lora_gb`). `warning` is shown beside the name.
@@ -88,6 +89,7 @@ class CatalogModel:
     gguf_file: str = ""
     hf_repo: str = ""
     passages: int = 6
+    units: int = 0
     history: int = 6
     cite_first: bool = False
     lora_targets: tuple[str, ...] = LORA_TARGETS
@@ -106,7 +108,8 @@ BUILTIN = CatalogModel(
     template=READER,
     stop=("<|im_end|>",),
     gguf_file="understudy-reader-v1.gguf",
-    passages=4,
+    passages=8,
+    units=6,
     history=0,
     cite_first=True,
     ram_gb=0.1,

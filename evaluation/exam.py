@@ -66,7 +66,9 @@ def set_exam(
     retriever = Retriever(settings, database, Index(settings, database), Embedder())
 
     def ask(question: str) -> Prompt:
-        return build(question, retriever.search(question, most), model, room=context - settings.answer_tokens)
+        return build(
+            question, retriever.read_for(question, model), model, room=context - settings.answer_tokens
+        )
 
     names = _names(settings, database)
     return freeze_cases(golden(settings, database), heldout, ask, names, folder)

@@ -104,7 +104,7 @@ class Assistant:
     def retrieve(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
         earlier = [message["content"] for message in history if message["role"] == "user"]
-        return self.retriever.search(with_context(question, earlier), self.model.passages)
+        return self.retriever.read_for(with_context(question, earlier), self.model)
 
     def _generate(
         self,

@@ -21,7 +21,7 @@ from core.types import Message, Passage, Unit
 from rag.chunks import units
 from rag.words import content, one_line, overlap, token_estimate
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 REFUSAL = "Not in the documents."
 ANSWER_TOKENS = 160
 MAX_UNITS = 40  # the built-in model was trained with at most 40 numbers
@@ -107,13 +107,16 @@ def heading_line(passage: Passage) -> str:
 
 
 def number_units(passage: Passage, first: int) -> Passage:
-    """The passage with its units numbered from `first`; offsets are those of the document."""
-    spans = units(passage.text)
+    """The passage with its units numbered from `first`; offsets are those of the document.
+
+    Units already chosen (`rag.focus`) are kept; otherwise the whole passage is split.
+    """
+    spans = [(unit.start - passage.start, unit.end - passage.start) for unit in passage.units]
     numbered = tuple(
         Unit(
             first + i, _unlabel(one_line(passage.text[start:end])), passage.start + start, passage.start + end
         )
-        for i, (start, end) in enumerate(spans)
+        for i, (start, end) in enumerate(spans or units(passage.text))
     )
     return replace(passage, units=numbered)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from core.catalog import CatalogModel
 from core.db import Database
 from core.settings import Settings
 from core.types import Passage
 from rag import lexical
 from rag.embed import Embedder
+from rag.focus import focus
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.words import content, words
@@ -62,6 +64,14 @@ class Retriever:
             if len(chosen) == k:
                 break
         return chosen
+
+    def read_for(self, question: str, model: CatalogModel) -> list[Passage]:
+        """The passages that `model` shall read: its number of them, focused when it reads few units."""
+        found = self.search(question, model.passages)
+        if not model.units:
+            return found
+        usable = self.index.status().usable
+        return focus(question, found, model.units, self.embedder.similarity if usable else None)
 
     def status(self) -> dict[str, object]:
         """`dense` says whether vectors are searched, `reason` why not; and how much there is to search."""

@@ -1,0 +1,53 @@
+"""Focusing keeps the units that fit, where they stand, and numbers only them."""
+
+from __future__ import annotations
+
+from core.catalog import BUILTIN
+from core.types import Passage
+from rag.focus import focus
+from rag.prompt import build
+
+LEAVING = "The notice period is 30 days. Send the letter to the office. Coffee is free."
+PRICES = "The Basic plan costs 10 EUR. The large plan costs 25 EUR a month."
+
+
+def passage(text: str, heading: str, start: int = 100) -> Passage:
+    return Passage(1, heading, heading, "", None, start, start + len(text), text)
+
+
+PASSAGES = [passage(PRICES, "Price list"), passage(LEAVING, "Handbook")]
+
+
+def test_the_best_units_are_kept_in_reading_order_and_their_passage_comes_first() -> None:
+    found = focus("How long is the notice period for the letter?", PASSAGES, 3)
+    assert [p.document for p in found] == ["Handbook"] or found[0].document == "Handbook"
+    first = [unit.text for unit in found[0].units]
+    assert first[:2] == ["The notice period is 30 days.", "Send the letter to the office."]
+    assert sum(len(p.units) for p in found) == 3
+
+
+def test_offsets_point_into_the_document() -> None:
+    for found in focus("What does the Basic plan cost?", PASSAGES, 4):
+        for unit in found.units:
+            assert found.text[unit.start - found.start : unit.end - found.start] == unit.text
+
+
+def test_similarity_decides_where_no_word_is_shared() -> None:
+    def close(question: str, texts: object) -> list[float]:
+        assert isinstance(texts, list)
+        return [1.0 if "Coffee" in text else 0.0 for text in texts]
+
+    (found,) = focus("Are beverages gratis?", PASSAGES, 1, close)
+    assert [unit.text for unit in found.units] == ["Coffee is free."]
+
+
+def test_the_prompt_numbers_only_what_was_kept() -> None:
+    found = focus("What is the notice period?", PASSAGES, 2)
+    prompt = build("What is the notice period?", found, BUILTIN)
+    numbers = [unit.number for p in prompt.passages for unit in p.units]
+    assert numbers == [1, 2]
+    assert "[3]" not in prompt.messages[-1]["content"]
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert focus("Anything?", [], 6) == []
