@@ -66,47 +66,9 @@ def entity(kind: str, rng: random.Random) -> str:
 def slot(kind: str, rng: random.Random) -> str:
     """An invented value for a slot."""
     made = {
-        "n": lambda: str(rng.choice([*range(2, 13), 14, 15, 20, 24, 25, 28, 30])),
-        "days": lambda: str(rng.choice([7, 10, 14, 20, 21, 28, 30, 45, 60, 90, 100, 120, 180])),
-        "nth": lambda: rng.choice(
-            ["first", "second", "third", "fourth", "5th", "10th", "15th", "25th", "28th"]
-        ),
-        "eur": lambda: str(
-            rng.choice(
-                [
-                    5,
-                    10,
-                    15,
-                    20,
-                    25,
-                    30,
-                    35,
-                    40,
-                    49,
-                    50,
-                    60,
-                    75,
-                    80,
-                    99,
-                    120,
-                    150,
-                    200,
-                    250,
-                    300,
-                    400,
-                    500,
-                    750,
-                    1000,
-                    2500,
-                    5000,
-                ]
-            )
-        ),
         "cents": lambda: (
             f"{rng.randint(0, 9)}.{rng.choice(['20', '25', '30', '42', '50', '75', '90', '95', '99'])}"
         ),
-        "pct": lambda: str(rng.choice([2, 3, 5, 8, 10, 12, 15, 20, 25, 30, 50, 66, 75])),
-        "avail": lambda: rng.choice(["99", "99.5", "99.9", "99.95", "98"]),
         "big": lambda: rng.choice([f"{rng.randint(1, 99)},000", str(rng.randint(3, 40) * 50)]),
         "w": lambda: rng.choice([f"{rng.randint(0, 30)}.{rng.randint(1, 9)}", str(rng.randint(1, 80))]),
         "time": lambda: rng.choice(
@@ -216,77 +178,10 @@ def contacts(rng: random.Random) -> Section:
     )
 
 
-_TABLES = (  # heading; columns; questions, {0} is the row's name and {1}.. the columns
-    (
-        "Price list",
-        ("Product", "Price:eur: EUR", "Stock:n:", "Weight:w: kg"),
-        (
-            "How much is the {0}? ~ What does the {0} cost? ~ What is the price of the {0}?",
-            "How many {0} are in stock? ~ Is the {0} available?",
-            "How heavy is the {0}? ~ What does the {0} weigh?",
-        ),
-    ),
-    (
-        "Plans",
-        ("Plan", "Price per month:eur: EUR", "Seats:n:", "Storage:days: GB", "Support:time: hours"),
-        (
-            "How much does the {0} plan cost? ~ What do I pay monthly for {0}? ~ What is the price of {0}?",
-            "How many users can {0} have? ~ How many seats does the {0} plan include?",
-            "How much storage is in {0}? ~ How many GB does {0} offer?",
-            "When is support for {0}?",
-        ),
-    ),
-    (
-        "Opening hours",
-        ("Branch", "Opens:time:", "Closes:time2:", "Closed on:weekday:"),
-        (
-            "When does the {0} branch open? ~ At what time does {0} open?",
-            "Until when is {0} open? ~ When does {0} close?",
-            "On which day is {0} closed?",
-        ),
-    ),
-    (
-        "Suppliers",
-        ("Supplier", "Goods:thing:", "Contact:name:", "Payment days:n:"),
-        (
-            "What do we buy from {0}? ~ What does {0} supply?",
-            "Who is our contact at {0}? ~ Whom do I call at {0}?",
-            "What is the payment term of {0}? ~ How fast must we pay {0}?",
-        ),
-    ),
-    (
-        "Rooms",
-        ("Room", "Seats:n:", "Floor:n:", "Projector:colour:"),
-        (
-            "How many people fit in {0}? ~ How many seats does room {0} have? ~ What is the capacity of {0}?",
-            "On which floor is {0}? ~ Where is room {0}?",
-            "What projector is in {0}?",
-        ),
-    ),
-    (
-        "Courses",
-        ("Course", "Date:date:", "Teacher:name:", "Fee:eur: EUR"),
-        (
-            "When is the {0} course? ~ What is the date of {0}?",
-            "Who teaches {0}? ~ Who gives the {0} course?",
-            "How much is the {0} course? ~ What does {0} cost?",
-        ),
-    ),
-    (
-        "Service intervals",
-        ("Machine", "Inspection every:n: weeks", "Last check:date:", "Technician:name:"),
-        (
-            "How often is the {0} inspected? ~ What is the service interval of the {0}?",
-            "When was the {0} last checked?",
-            "Who services the {0}? ~ Who is the technician for the {0}?",
-        ),
-    ),
-)
-
-
 def table(rng: random.Random) -> Section:
-    """Rows as `Key: value; Key: value.`"""
-    head, columns, questions = rng.choice(_TABLES)
+    """Rows as `Key: value; Key: value.`; a column of the list is `key:slot:unit`."""
+    head, fields, *questions = rng.choice(WORDS["tables"]).split(" ^ ")
+    columns = fields.split(";")
     kind = {"Plan": "plan", "Branch": "town", "Product": "product", "Machine": "product"}.get(
         columns[0], "town"
     )

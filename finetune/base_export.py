@@ -9,6 +9,7 @@ from typing import Any
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 GGUF = "understudy-reader-v1.gguf"
+CALIBRATION_UNITS = 10
 TEMPLATE = (
     "{%- for message in messages %}{%- if message['role'] == 'user' %}"
     "{{- '<|im_start|>user\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -40,16 +41,25 @@ def config(shape: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def save_folder(out: Path, target: Path) -> None:
-    """Write the trained weights of `out` as a Hugging Face folder, without the training-only scorer."""
+def save_folder(out: Path, target: Path) -> float:
+    """Write the trained weights of `out` as a Hugging Face folder, without the training-only scorer.
+
+    The eagerness to refuse is set on the held-out exercises of `out`, if there are any; returns the factor.
+    """
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
 
     from finetune.base_model import Shape
+    from finetune.base_train import Encoder, calibrate, load, restore
 
     target.mkdir(parents=True, exist_ok=True)
-    state = torch.load(out / "state.pt", weights_only=True)["model"]
+    model, held_out, factor = restore(out), out / "dev" / f"{-1:06d}.npz", 1.0
+    if held_out.exists():
+        # as many units as the product shows a small model
+        short = [i for i in load(held_out) if len(i.ends) <= CALIBRATION_UNITS]
+        factor = calibrate(model, short, Encoder(out).encode(["Not"])[0][0])
+    state = model.state_dict()
     weights = {
         f"model.{k}": v.to(torch.float16).contiguous() for k, v in state.items() if not k.startswith("scorer")
     }
@@ -75,6 +85,7 @@ def save_folder(out: Path, target: Path) -> None:
             "chat_template": TEMPLATE,
         },
     )
+    return factor
 
 
 def write(path: Path, value: dict[str, Any]) -> None:
@@ -87,7 +98,7 @@ def export(out: Path, target: Path) -> None:
     from core.files import sha256_of
     from finetune.converter import check_tokenizer, hf_to_gguf
 
-    save_folder(out, target)
+    factor = save_folder(out, target)
     hf_to_gguf(target, target / GGUF, "f16")
     agreed = check_tokenizer(target, target / GGUF)
     card = json.loads((target / "card.json").read_text("utf-8")) if (target / "card.json").exists() else {}
@@ -100,6 +111,7 @@ def export(out: Path, target: Path) -> None:
             "name": "Understudy Reader v1",
             "licence": "Apache-2.0",
             "tokenizer_agreement": agreed,
+            "refusal_factor": round(factor, 3),
             "context": 1024,
             "architecture": {
                 k: shape[k]

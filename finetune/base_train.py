@@ -267,6 +267,28 @@ def measure(model: Reader, items: Sequence[Item], refusal: int) -> dict[str, dic
     return {key: _shares(rows) for key, rows in sorted(seen.items())}
 
 
+def calibrate(model: Reader, items: Sequence[Item], refusal: int, most: float = 0.1) -> float:
+    """Scale the refusal token's embedding so that at most the share `most` of answerable items is refused.
+
+    The eagerness to refuse swings by tens of points between checkpoints while the order of the labels stays,
+    so it is set after training, on held-out items. Changes `model`; returns the factor (0.5 to 1.2).
+    """
+    limits = []
+    with torch.no_grad():
+        for item in items:
+            if item.gold:
+                hidden, _ = model(
+                    torch.from_numpy(item.ids[: item.start].astype(np.int64))[None], torch.float32
+                )
+                logits = model.logits(hidden[0, -1:])[0]
+                wish = float(logits[refusal])
+                logits[refusal] = -1e9
+                limits.append(float(logits.max()) / wish if wish > 0 else 9.0)
+        factor = float(np.clip(np.quantile(limits, most), 0.5, 1.2)) if limits else 1.0
+        model.embed_tokens.weight[refusal] *= factor
+    return factor
+
+
 def _shares(rows: Sequence[tuple[bool, bool, bool, bool]]) -> dict[str, float]:
     held, none = [r for r in rows if r[0]], [r for r in rows if not r[0]]
     right = [r for r in held if r[1]]
