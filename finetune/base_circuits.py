@@ -6,13 +6,13 @@ Structured initialisation spares a tiny compute budget the long plateau before a
 (Olsson et al. 2022, "In-context Learning and Induction Heads"). Before any training the reader names the
 right unit of six for half of the questions, where chance is a sixth:
 
-* layer 0: a previous-token head, whose RoPE phases peak at offset 1;
+* layer 0: heads for the previous token and the one before it, whose RoPE phases peak at offsets 1 and 2;
 * layer 1: a recent-label head writes the number of the unit into every token of it, reset by an empty line;
 * layer 2: a word of the last question looks for its like in the units and takes over their label, a vote; a
   word of a unit marks whether it stands in the question. Query and key are one projection of the embedding
   in the slow rotary dimensions, by spelling in one head and by meaning in another;
 * layer 3: the answer's start gathers the votes of the question's rare words; a unit's end gathers its marks;
-  an induction head bound to the label copies the cited unit;
+  an induction head, bound to the label and to the last two tokens, copies the cited unit;
 * layer 4: at the answer's start, a head that takes the label of the unit with the best score.
 
 Embeddings start as a random code, hashed character trigrams of the stem (Bojanowski et al. 2017) and a
@@ -37,6 +37,7 @@ from finetune.base_model import Layer, Reader, Shape
 # How the residual stream is shared out at initialisation (slices of the hidden size of 256).
 CODE, CHARS, MEANING, FLAGS = slice(0, 56), slice(56, 104), slice(104, 160), slice(160, 176)
 PREVIOUS, LABEL, FREE = slice(176, 208), slice(208, 232), slice(232, 256)
+BEFORE = slice(FREE.start + 4, FREE.start + 24)  # the token before the previous one
 CONST, IS_LABEL, IS_NEWLINE, IS_FIRST, IS_DIGIT, IS_CAPITAL, RARE, SCORE = range(160, 168)
 IN_UNIT, VOTED = 168, 169
 
@@ -159,7 +160,7 @@ class Circuits:
 
     def write(self) -> None:
         """All heads, in reading order."""
-        self.previous_token()
+        self.previous_tokens()
         self.recent_label()
         self.votes_and_marks()
         self.induction()
@@ -177,15 +178,17 @@ class Circuits:
             p.mul_(0.1)
         return parts
 
-    def previous_token(self) -> None:
-        """Layer 0: write the code of the token before."""
-        q, k, v, o = self.head(0, 0)
+    def previous_tokens(self) -> None:
+        """Layer 0: write the codes of the token before and of the one before that."""
         freq = self.model.freq
-        for i in range(12):
-            q[i, CONST] = 1.9
-            k[i, CONST], k[self.half + i, CONST] = 1.9 * torch.cos(freq[i]), 1.9 * torch.sin(freq[i])
-        v[:32, CODE] = self.previous
-        o[PREVIOUS, :32] = 0.075 * torch.eye(32)
+        for h, offset, part, size in ((0, 1, PREVIOUS, 32), (3, 2, BEFORE, 20)):
+            q, k, v, o = self.head(0, h)
+            for i in range(12):
+                q[i, CONST] = 1.9
+                k[i, CONST] = 1.9 * torch.cos(offset * freq[i])
+                k[self.half + i, CONST] = 1.9 * torch.sin(offset * freq[i])
+            v[:size, CODE] = self.previous[:size]
+            o[part, :size] = 0.075 * torch.eye(size)
 
     def recent_label(self) -> None:
         """Layer 1: write the latest label; an empty line and the very first token reset it."""
@@ -234,6 +237,9 @@ class Circuits:
         q[self.dims[:16], CODE] = 1.5 * _orthogonal(16, 32) @ self.previous
         k[self.dims[:16], PREVIOUS] = q[self.dims[:16], CODE] @ self.previous.T
         self.same_label(q, k, self.dims[16:])
+        # The token before, in rotary dimensions slow enough for a prompt: without it copying loops on `the`.
+        both = [*range(11, 16), *range(self.half + 11, self.half + 16)]
+        q[both, PREVIOUS.start : PREVIOUS.start + 20] = k[both, BEFORE] = 2.8 * _orthogonal(10, 20)
         v[:56, CODE] = torch.eye(56)
         o[CODE, :56] = 0.2 * torch.eye(56)
 
