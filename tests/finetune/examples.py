@@ -44,7 +44,8 @@ def plan(model: TinyModel, method: str, folder: Path, **changes: Any) -> Trainin
     if not rows.exists():
         write_jsonl(rows, [row(method, days.randint(10, 99)) for _ in range(16)])
     values: dict[str, Any] = {
-        "rank": 8, "alpha": 16, "targets": TARGETS, "batch": 4, "epochs": 10.0, "max_steps": 8, "save_steps": 3,
+        "rank": 8, "alpha": 16, "targets": TARGETS, "batch": 4, "epochs": 10.0, "max_steps": 8,
+        "save_steps": 3,
         "learning_rate": 5e-3 if method == "sft" else 1e-3, "stop": "<|im_end|>", "generations": 4,
         "answer_tokens": 12,
     }  # fmt: skip
