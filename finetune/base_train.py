@@ -267,7 +267,7 @@ def measure(model: Reader, items: Sequence[Item], refusal: int) -> dict[str, dic
     return {key: _shares(rows) for key, rows in sorted(seen.items())}
 
 
-def calibrate(model: Reader, items: Sequence[Item], refusal: int, most: float = 0.1) -> float:
+def calibrate(model: Reader, items: Sequence[Item], refusal: int, most: float = 0.15) -> float:
     """Scale the refusal token's embedding so that at most the share `most` of answerable items is refused.
 
     The eagerness to refuse swings by tens of points between checkpoints while the order of the labels stays,
