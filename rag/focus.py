@@ -2,8 +2,9 @@
 
 A model of a few million parameters chooses well among a handful of sentences and badly among thirty, while
 ranking sentences against a question is cheap. So for models whose catalog record says how many units they
-read, the best ones are kept, in reading order within their passage, and passages are ordered by their best
-unit. Measured on the golden questions: 6 of about 18 units keep the evidence of 45 of 46 (docs/log.md).
+read, the best are kept, best first: passages by their best unit, and units within their passage. Measured
+on the golden questions: 6 of about 18 units keep the evidence of 45 of 46, and best first instead of reading
+order lets the built-in model choose the right one 26 instead of 22 times in 50 (docs/log.md).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def focus(
 ) -> list[Passage]:
     """The passages with the `most` best units as their `units` (numbered 0: the prompt numbers them).
 
-    Passages without such a unit are left out; the rest are ordered by their best unit.
+    Passages without such a unit are left out; the rest, and the units in them, stand best first.
     """
     pairs = [(at, unit) for at, passage in enumerate(passages) for unit in _units(passage)]
     if not pairs:
@@ -36,9 +37,7 @@ def focus(
     best: dict[int, list[int]] = {}
     for i in order:
         best.setdefault(pairs[i][0], []).append(i)
-    return [
-        replace(passages[at], units=tuple(pairs[i][1] for i in sorted(chosen))) for at, chosen in best.items()
-    ]
+    return [replace(passages[at], units=tuple(pairs[i][1] for i in chosen)) for at, chosen in best.items()]
 
 
 def _units(passage: Passage) -> list[Unit]:
