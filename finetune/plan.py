@@ -30,9 +30,6 @@ GPU_MEMORY: tuple[tuple[float, float, float], ...] = (
     (27, 22, 64), (32, 26, 76), (40, 30, 96), (70, 41, 164), (81, 48, 192), (90, 53, 212), (405, 237, 950),
 )  # fmt: skip
 
-RATES = {"sft": 2e-4, "dpo": 1e-5, "grpo": 1e-5}
-SMALL_RATES = {"sft": 1e-3, "dpo": 1e-4, "grpo": 5e-4}  # of the built-in model
-
 # floating point operations a second that LoRA training reaches: one CPU process, one data-centre GPU
 CPU_FLOPS, GPU_FLOPS = 4e10, 1e14
 START_SECONDS = 25  # importing torch and TRL, loading the model
@@ -139,10 +136,10 @@ def choose_plan(settings: Settings, model: CatalogModel, method: str, rows: Path
     (docs/log.md).
     """
     builtin, device = model.id == BUILTIN.id, training_device()
-    rate = (SMALL_RATES if builtin else RATES)[method]
-    epochs = 1.0
-    if method == "sft":  # a small model needs to see the rows more often
-        epochs = (3.0 if count <= 200 else 2.0 if count <= 2000 else 1.0) * (2 if builtin else 1)
+    rate = (
+        {"sft": 2e-4, "dpo": 1e-5, "grpo": 1e-5} if not builtin else {"sft": 1e-3, "dpo": 1e-4, "grpo": 5e-4}
+    )
+    epochs = {"sft": 3.0 if count <= 200 else 2.0 if count <= 2000 else 1.0}.get(method, 1.0)
     batch = 4 if builtin or device == "cuda" else 1
     return TrainingPlan(
         method=method,
@@ -152,7 +149,7 @@ def choose_plan(settings: Settings, model: CatalogModel, method: str, rows: Path
         template=model.template,
         stop=model.stop[0] if model.stop else "",
         targets=model.lora_targets,
-        learning_rate=rate,
+        learning_rate=rate[method],
         epochs=epochs,
         batch=8 if method == "grpo" else batch,
         accumulation=1 if builtin else 2 if device == "cuda" else 4,
