@@ -4,6 +4,7 @@ Its one skill is reading: given numbered units and a question it answers with th
 of the unit that holds the answer, or `Not in the documents.` The stages, each a subcommand:
 
     tokenizer   byte-level BPE on the source text, and word vectors from co-occurrence
+    start       instead of it: tokenizer and weights of an exported reader, to train on from there
     data        reading exercises, as shards of token ids (repeat it for more, with another --seed)
     train       wire the start circuits and train; resumes from its last checkpoint
     measure     label accuracy, exact copies and refusals on held-out documents and templates
@@ -17,12 +18,19 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetune.base_data import LABELS, WORDS, Exercise
+from finetune.base_data import WORDS
 from finetune.base_export import SPECIAL
+from finetune.base_shelf import LABELS
+
+if TYPE_CHECKING:
+    from finetune.base_library import Library
 
 # The regular expression of Llama 3's tokenizer: llama.cpp knows it as `llama-bpe`.
 SPLIT = (
@@ -86,7 +94,7 @@ def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> N
     from tokenizers import Tokenizer
 
     from finetune.base_circuits import meanings
-    from finetune.base_data import stem
+    from rag.words import stem
 
     tok = Tokenizer.from_file(str(out / "tokenizer.json"))
     lines = [" " + x.strip() for x in sample_lines(source, per_file, seed + 1)]
@@ -111,87 +119,59 @@ def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> N
     (out / "pieces.json").write_text(json.dumps(pieces), "utf-8")
 
 
-# How much of each source file is read for exercises, against 1 for the rest.
-WEIGHT = {
-    "wikipedia-2015": 6.0,
-    "wikipedia-2021": 2.0,
-    "wikinews": 2.0,
-    "classics-nonfiction": 0.3,
-    "factbook": 0.5,
-    "cpp-docs": 0.4,
-    "tldr": 0.3,
-}
-
-
 @dataclass(frozen=True)
 class Step:
-    """A step of the curriculum: how many exercises, of how many units, of how many characters at most.
+    """A shard: how many exercises, of how many units, which share of them in random order.
 
-    `disguise`: share of question words that may be inflected or replaced; `office`: share of invented papers.
+    `disguise`: share of the words that a question by rule may inflect or replace.
     """
 
     count: int
     units: tuple[int, int]
-    longest: int
+    shuffled: float
     disguise: float
-    office: float
 
 
-# Short units and plain questions first: there the circuits sharpen; then papers as long as retrieval gives.
-CURRICULUM = (
-    Step(8000, (3, 6), 120, 0.3, 0.5),
-    Step(10000, (4, 9), 130, 0.6, 0.6),
-    Step(10000, (5, 13), 160, 0.6, 0.6),
-    Step(10000, (7, 18), 190, 0.8, 0.6),
-    Step(12000, (8, 24), 200, 0.8, 0.6),
-)
-QUICK = (Step(60, (3, 4), 200, 1.0, 1.0),)
-HELD_OUT = Step(600, (5, 18), 200, 1.0, 0.6)
+# Half in random order, where only reading helps; then nearly all in the product's, the best guess first.
+CURRICULUM = (*[Step(6000, (4, 7), 0.5, 0.6)] * 5, *[Step(6000, (5, 7), 0.1, 0.8)] * 6)
+QUICK = (Step(60, (3, 4), 0.5, 1.0),)
+MEASURED = Step(900, (6, 6), 0.0, 1.0)
 
 
-def exercises(source: Path, step: Step, seed: int) -> Iterator[Exercise]:
-    """The exercises of a step; a negative seed draws from held-out documents and templates only."""
-    from finetune import base_business, base_data
+def make_data(library: Library, out: Path, steps: Sequence[Step], seed: int) -> None:
+    """Write one shard a step of the curriculum, and the held-out one; those that are there are kept."""
+    from finetune.base_train import HELD_OUT, Encoder, save
 
-    rng = random.Random(seed)  # noqa: S311
-    docs = [
-        base_data.shortened(d, step.longest)
-        for p in sources(source)
-        for d in base_data.documents(p, int(50 * WEIGHT.get(p.stem, 1.0)), rng)
-        if base_business.held_out(d[0].heading) == (seed < 0)
-    ]
-    docs = [d for d in docs if d]
-    rarity = base_data.Rarity([u for d in docs for p in d for u in p.units])
-    made = 0
-    while made < step.count:
-        size, dice = rng.randint(*step.units), rng.random()
-        if dice < 0.02:
-            e: Exercise | None = base_business.greeting(rng)
-        elif dice < step.office:
-            e = base_business.exercise(rng, size, heldout=seed < 0)
-        else:
-            e = base_data.exercise(docs, rarity, rng, size, step.disguise)
-        if e and sum(map(len, e.units)) < 3200:
-            made += 1
-            yield e
+    encoder, longest = Encoder(out), 1000  # tokens; the context is 1,024
+    plan = [(out / HELD_OUT, MEASURED if len(steps) > 1 else replace(steps[0], count=20), True)]
+    plan += [(out / "shards" / f"{100 * seed + n:06d}.npz", step, False) for n, step in enumerate(steps, 1)]
+    for number, (path, step, held) in enumerate(plan):
+        if not path.exists():
+            made = list(library.exercises(step, random.Random(1000 * seed + number), held))  # noqa: S311
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path, [i for i in encoder.items(made) if len(i.ids) < longest])
+            kinds = dict(sorted(Counter(e.kind for e in made).items()))
+            first = sum(e.labels[:1] == (1,) for e in made) / max(1, sum(bool(e.labels) for e in made))
+            print(f"{path}: {kinds}, {first:.0%} answered by the first unit", flush=True)
 
 
-def make_shard(source: Path, out: Path, step: Step, seed: int) -> None:
-    """Write one shard; held-out ones go to a folder of their own."""
-    from finetune.base_train import Encoder, save
+def start_from(reader: Path, out: Path) -> None:
+    """Tokenizer and weights of an exported reader as the first checkpoint of `out`."""
+    import torch
+    from safetensors.torch import load_file
 
-    longest = 1000  # tokens; the context is 1,024
-    items = [i for i in Encoder(out).items(list(exercises(source, step, seed))) if len(i.ids) < longest]
-    folder = out / ("dev" if seed < 0 else "shards")
-    folder.mkdir(parents=True, exist_ok=True)
-    save(folder / f"{seed:06d}.npz", items)
+    from finetune.base_model import Reader, Shape
 
-
-def make_data(source: Path, out: Path, seed: int, quick: bool) -> None:
-    """One shard a step of the curriculum, and a held-out one for measuring."""
-    for number, step in enumerate(QUICK if quick else CURRICULUM, 1):
-        make_shard(source, out, step, number + 100 * seed)
-    make_shard(source, out, Step(20, (3, 5), 200, 1.0, 1.0) if quick else HELD_OUT, -1)
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "state.pt").exists():
+        raise SystemExit(f"{out} has a checkpoint already. Choose another --out.")
+    shutil.copyfile(reader / "tokenizer.json", out / "tokenizer.json")
+    weights = {
+        k.removeprefix("model."): v.float() for k, v in load_file(reader / "model.safetensors").items()
+    }
+    model = Reader(Shape(vocab_size=len(weights["embed_tokens.weight"])))
+    model.load_state_dict(weights, strict=False)  # the scorer of unit ends is not exported
+    torch.save({"model": model.state_dict(), "step": 0}, out / "state.pt")
 
 
 def run_training(out: Path, seed: int, quick: bool, steps: int) -> list[float]:
@@ -207,10 +187,10 @@ def run_training(out: Path, seed: int, quick: bool, steps: int) -> list[float]:
 
 def run_measure(out: Path) -> dict[str, dict[str, float]]:
     """Figures on the held-out shard."""
-    from finetune.base_train import Encoder, load, measure, restore
+    from finetune.base_train import HELD_OUT, Encoder, load, measure, restore
 
     refusal = Encoder(out).encode(["Not"])[0][0]
-    return measure(restore(out), load(out / "dev" / f"{-1:06d}.npz"), refusal)
+    return measure(restore(out), load(out / HELD_OUT), refusal)
 
 
 def own_text(folder: Path, seed: int = 0) -> Path:
@@ -235,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m finetune.base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["tokenizer", "data", "train", "measure", "export", "all"])
+    parser.add_argument("stage", choices=["tokenizer", "start", "data", "train", "measure", "export", "all"])
     parser.add_argument(
         "--source",
         type=Path,
@@ -245,7 +225,15 @@ def main(argv: list[str] | None = None) -> None:
         "--out", type=Path, default=Path("data/runs/reader"), help="work folder, resumable [%(default)s]"
     )
     parser.add_argument(
-        "--target", type=Path, default=Path("data/models/builtin"), help="where export writes [%(default)s]"
+        "--target",
+        type=Path,
+        default=Path("data/models/builtin"),
+        help="where start reads and export writes [%(default)s]",
+    )
+    parser.add_argument(
+        "--sets",
+        type=Path,
+        help="folder of public question sets (default: only the own questions)",
     )
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument(
@@ -262,8 +250,13 @@ def main(argv: list[str] | None = None) -> None:
     if a.stage == "tokenizer" or everything:
         make_tokenizer(source, a.out, 2048 if a.quick else 16384, a.seed)
         make_vectors(source, a.out, a.seed, 2000 if a.quick else 60000)
+    if a.stage == "start":
+        start_from(a.target, a.out)
     if a.stage == "data" or everything:
-        make_data(source, a.out, a.seed, a.quick)
+        from finetune.base_library import Library
+
+        library = Library(source, a.sets, a.out / "texts.npz")
+        make_data(library, a.out, QUICK if a.quick else CURRICULUM, a.seed)
     if a.stage == "train" or everything:
         print(json.dumps(run_training(a.out, a.seed, a.quick, a.steps)))
     if a.stage == "measure" or everything:

@@ -1,22 +1,23 @@
 """Invented documents of an organisation with natural questions, so the model must read, not remember.
 
-`base_facts.txt` holds the sentences and their questions with slots; tables, contact lists, glossaries and
-steps are built here. Every fact has a key; a question is only asked when no other unit in the exercise
-has the same key, unless the heading or the question names the entity. Leaving out the answer while its
-neighbours stay gives near-miss refusals.
+`base_facts.txt` holds the sentences and their questions with slots; tables, contact lists and glossaries are
+built here. An organisation is a shelf of about ten sections; no two hold the same fact unless heading or
+question names the entity. Questions to facts that its sections could hold but do not are near misses: the
+right answer is a refusal.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from zlib import crc32
 
-from finetune.base_data import WORDS, Exercise, Passage
+from finetune.base_data import WORDS
+from finetune.base_shelf import Asked
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with facts."""
+    """A heading with facts; `absent` are facts of its kind that it does not hold."""
 
     heading: str
     facts: tuple[Fact, ...]
+    absent: tuple[Fact, ...] = ()
 
 
 def name(rng: random.Random, endings: str = "berg|ford|ham|ton|field|stad|ley|well") -> str:
@@ -131,22 +133,20 @@ def held_out(key: str) -> bool:
     return crc32(key.encode()) % 10 == 3
 
 
-def section(rng: random.Random, heldout: bool = False, pick: int | None = None, about: str = "") -> Section:
+def section(rng: random.Random, heldout: bool = False, pick: int | None = None) -> Section:
     """A section of facts from the book; held-out templates only when `heldout`, never otherwise."""
     headings, docs, kind, lines = book()[rng.randrange(len(book())) if pick is None else pick]
-    ent = about or (entity(kind, rng) if kind else "")
+    ent = entity(kind, rng) if kind else ""
+    usable = [line for line in lines if heldout or not held_out(line[0])]
     facts = []
-    for statements, questions in rng.sample(lines, min(len(lines), rng.randint(2, 7))):
-        if held_out(statements) and not heldout:
-            continue
+    for statements, questions in rng.sample(usable, len(usable)):
         made = fill([rng.choice(statements.split(" ~ ")), *questions.split(" ~ ")], {"e": ent}, rng)
         facts.append(Fact(statements, made[0], tuple(made[1:]), bool(kind)))
-    if not facts:
-        return section(rng, heldout, pick, about)
-    rng.shuffle(facts)
+    size = rng.randint(2, 7)
     head = fill([rng.choice(headings)], {"e": ent}, rng)[0]
     top = rng.choice(docs)
-    return Section(rng.choice([f"{top} > {head}", f"{top} > {head}", head]), tuple(facts))
+    heading = rng.choice([f"{top} > {head}", f"{top} > {head}", head])
+    return Section(heading, tuple(facts[:size]), tuple(facts[size:]))
 
 
 def contacts(rng: random.Random) -> Section:
@@ -253,73 +253,44 @@ def glossary(rng: random.Random) -> Section:
     )
 
 
-def any_section(rng: random.Random, heldout: bool = False) -> Section:
-    """A section of any kind."""
-    dice = rng.random()
-    if dice < 0.72:
-        return section(rng, heldout)
-    return contacts(rng) if dice < 0.8 else table(rng) if dice < 0.92 else glossary(rng)
-
-
-def exercise(rng: random.Random, size: int, heldout: bool = False) -> Exercise:
-    """One exercise of about `size` units. With `heldout`, the asked fact comes from a held-out template."""
-    while True:
-        home = any_section(rng, heldout)
-        options = [f for f in home.facts if held_out(f.key) == heldout]
-        if options:
+def organisation(rng: random.Random, heldout: bool = False) -> list[Section]:
+    """The papers of one organisation: about ten sections, among them twins about two entities."""
+    wanted = rng.randint(7, 12)
+    sections: list[Section] = []
+    for pick in rng.sample(range(len(book())), len(book())):
+        entity_kind = book()[pick][2]
+        for _ in range(rng.choice([1, 2, 2, 3]) if entity_kind else 1):
+            sections.append(section(rng, heldout, pick))
+        if len(sections) >= wanted:
             break
-    fact = rng.choice(options)
-    sections = [home]
-    if fact.named and rng.random() < 0.5 and (twin := _twin(home, fact, rng)):
-        sections.append(twin)
-    while sum(len(s.facts) for s in sections) < size:
-        sections.append(any_section(rng, heldout))
-    question, answers = rng.choice(fact.questions), [fact]
-    if (
-        rng.random() < 0.03
-        and (more := [f for f in options if f is not fact and not f.named])
-        and not fact.named
-    ):
-        answers.append(rng.choice(more))
-        second = rng.choice(answers[1].questions)
-        question = question.rstrip("?.") + " and " + second[:1].lower() + second[1:]
-    refuse = rng.random() < 0.17
-    return _assemble(sections, question, answers, refuse, size, rng)
+    for make, share in ((contacts, 0.4), (table, 0.6), (table, 0.3), (glossary, 0.5)):
+        if rng.random() < share:
+            sections.append(make(rng))
+    return [part for part in sections if part.facts]
 
 
-def _twin(home: Section, fact: Fact, rng: random.Random) -> Section | None:
-    """The same kind of section about another entity: only the heading or the name tells them apart."""
-    for i, (_, _, kind, lines) in enumerate(book()):
-        if kind and any(statements == fact.key for statements, _ in lines):
-            return section(rng, True, pick=i)
-    return None
+def questions(sections: Sequence[Section], rng: random.Random, heldout: bool = False) -> Iterator[Asked]:
+    """Endless questions to an organisation's papers, most to facts that they hold.
 
-
-def _assemble(
-    sections: list[Section], question: str, answers: list[Fact], refuse: bool, size: int, rng: random.Random
-) -> Exercise:
-    """Number the facts; drop rival units with the same key, and the answer itself for a refusal."""
-    rng.shuffle(sections)
-    named, keys = answers[0].named, {a.key for a in answers}
-    passages, gold, n = [], [], 0
-    for s in sections:
-        units: list[str] = []
-        for f in s.facts:
-            wanted = any(f is a for a in answers)
-            rival = not wanted and f.key in keys and not named
-            if rival or (wanted and refuse) or (n >= size and not wanted) or n >= 38:
-                continue
-            units.append(f.unit)
-            n += 1
-            if wanted:
-                gold.append(n)
-        if units:
-            passages.append(Passage(s.heading, tuple(units)))
-    question = question.lower() if rng.random() < 0.12 else question
-    question = question.rstrip("?") if rng.random() < 0.08 else question
-    return Exercise(question, tuple(passages), tuple(sorted(gold)), "business" if gold else "business-none")
-
-
-def greeting(rng: random.Random) -> Exercise:
-    """Small talk without passages."""
-    return Exercise(rng.choice(WORDS["greeting"]), (), (), "greeting")
+    With `heldout` only held-out templates are asked.
+    """
+    present = [(home, fact) for home, part in enumerate(sections) for fact in part.facts]
+    absent = [(home, fact) for home, part in enumerate(sections) for fact in part.absent]
+    if heldout:
+        present = [pair for pair in present if held_out(pair[1].key)]
+        absent = [pair for pair in absent if held_out(pair[1].key)]
+    while present:
+        missing = bool(absent) and rng.random() < 0.15
+        home, fact = rng.choice(absent if missing else present)
+        question = rng.choice(fact.questions)
+        gold: tuple[str, ...] = () if missing else (fact.unit,)
+        if not missing and not fact.named and rng.random() < 0.03:
+            others = [f for f in sections[home].facts if f is not fact and not f.named]
+            if others:
+                other = rng.choice(others)
+                second = rng.choice(other.questions)
+                question = question.rstrip("?.") + " and " + second[:1].lower() + second[1:]
+                gold = (fact.unit, other.unit)
+        question = question.lower() if rng.random() < 0.12 else question
+        question = question.rstrip("?") if rng.random() < 0.08 else question
+        yield Asked(question, home, gold, "office")

@@ -31,8 +31,9 @@ import torch
 from torch import nn
 from torch.nn import functional as fn
 
-from finetune.base_data import LABELS, stem
 from finetune.base_model import Layer, Reader, Shape
+from finetune.base_shelf import LABELS
+from rag.words import stem
 
 # How the residual stream is shared out at initialisation (slices of the hidden size of 256).
 CODE, CHARS, MEANING, FLAGS = slice(0, 56), slice(56, 104), slice(104, 160), slice(160, 176)

@@ -1,26 +1,27 @@
-"""Reading exercises for the built-in model: numbered units, a question, the unit that answers it.
+"""Questions made by rules from running text, and the questions people wrote about it.
 
-Two makers share one shape (`Exercise`): this module turns running text into exercises, and
-`finetune.base_business` invents documents of an organisation. A question made from a sentence keeps
-two to six of its content words, some inflected, replaced by a synonym or dropped, behind a question
-word for what was left out (a number, a date, a name); the sentence must still hold more of the
-question, weighted by rarity, than every other unit. Unanswerable exercises are made by taking the
-answer away and leaving its neighbours, so the topic alone never decides.
+A question made from a sentence keeps two to six of its content words, some inflected, replaced by a synonym
+or dropped, behind a question word for what was left out (a number, a date, a name). The written ones stand in
+`base_questions.tsv`: the paragraph's key (the start of its SHA-256), the number of the answering sentence (0:
+the paragraph does not answer it) and the question. The paragraphs themselves are in the text corpus.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-REFUSAL = "Not in the documents."
+from core.types import Passage
+from finetune.base_shelf import Asked, Exercise, passage
+from rag.chunks import units
+from rag.words import STOP, stem
+
 GREETING = "Hello! I am the small built-in reader. Ask me a question about the loaded documents."
-LABELS = 40
 
 
 def word_lists() -> dict[str, list[str]]:
@@ -31,7 +32,6 @@ def word_lists() -> dict[str, list[str]]:
 
 
 WORDS = word_lists()
-STOP = frozenset(WORDS["stop"])
 _SYN: dict[str, list[str]] = {}
 for _group in map(str.split, WORDS["synonyms"]):
     for _w in _group:
@@ -39,75 +39,6 @@ for _group in map(str.split, WORDS["synonyms"]):
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*|\d[\d,.:/-]*\d|\d")
 _SENTENCE = re.compile(r"(?<=[a-z0-9)\"'][.!?])\s+(?=[A-Z\"])")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A heading and the units (sentence, list item, table row) that stand under it."""
-
-    heading: str
-    units: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """A question over passages; `answers` are the numbers (from 1) of the units that hold the answer."""
-
-    question: str
-    passages: tuple[Passage, ...]
-    answers: tuple[int, ...]
-    kind: str
-
-    @property
-    def units(self) -> list[str]:
-        """All units in reading order: number n is `units[n - 1]`."""
-        return [u for p in self.passages for u in p.units]
-
-    def prompt(self) -> str:
-        """The user message: question, numbered passages, question again (so every unit can see it)."""
-        if not self.passages:
-            return self.question
-        blocks, n = [f"Question: {self.question}"], 0
-        for p in self.passages:
-            lines = [p.heading] if p.heading else []
-            for u in p.units:
-                n += 1
-                lines.append(f"[{n}] {u}")
-            blocks.append("\n".join(lines))
-        return "\n\n".join([*blocks, blocks[0]])
-
-    def answer(self) -> str:
-        """The wanted reply: citation first, then the unit word for word; or the refusal."""
-        if not self.passages:
-            return GREETING
-        units = self.units
-        return " ".join(f"[{n}] {units[n - 1]}" for n in self.answers) if self.answers else REFUSAL
-
-
-def stem(word: str) -> str:
-    """A crude stem, enough to see that `costs` and `cost` are one word."""
-    w = word.lower().strip("'’")
-    for end in (
-        "'s",
-        "’s",
-        "ations",
-        "ation",
-        "ings",
-        "ing",
-        "ies",
-        "ied",
-        "ment",
-        "ed",
-        "es",
-        "ly",
-        "er",
-        "s",
-        "e",
-        "y",
-    ):
-        if w.endswith(end) and len(w) - len(end) >= 3:
-            return w[: -len(end)]
-    return w
 
 
 def content(text: str) -> list[str]:
@@ -144,45 +75,50 @@ class Rarity:
         return sum(self(w) for w in words if stem(w) in have) / total
 
 
-def documents(path: Path, limit: int, rng: random.Random) -> list[list[Passage]]:
-    """Up to `limit` documents of a corpus file as sections of sentences, from a random stretch of it."""
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        f.seek(rng.randrange(max(1, size - limit * 6000)) if size > limit * 6000 else 0)
-        raw = f.read(limit * 6000 + 20000).decode("utf-8", "ignore")
-    out = []
-    for doc in raw.split("\f")[1:-1] if raw.count("\f") > 2 else [raw]:
-        sections = list(_sections(doc))
-        if sum(len(s.units) for s in sections) >= 4:
-            out.append(sections)
-    return out[:limit]
+def documents(path: Path) -> Iterator[list[tuple[str, str]]]:
+    """The documents of a corpus file, each as (heading, paragraph) pairs in order."""
+    for doc in path.read_text("utf-8").split("\f"):
+        title = heading = ""
+        paragraphs = []
+        for part in doc.split("\n\n"):
+            text = " ".join(part.split())
+            if text.startswith("# "):
+                name = text[2:].strip()[:60]
+                title = title or name
+                heading = name if name == title else f"{title} > {name}"
+            elif text:
+                paragraphs.append((heading, text))
+        yield paragraphs
 
 
-def shortened(doc: Sequence[Passage], longest: int) -> list[Passage]:
-    """Without units over `longest` characters and without sections of fewer than two units."""
-    parts = [Passage(p.heading, tuple(u for u in p.units if len(u) <= longest)) for p in doc]
-    return [p for p in parts if len(p.units) > 1]
+def sentences(paragraph: str) -> list[str]:
+    """Its units, as the product splits them."""
+    return [paragraph[a:b] for a, b in units(paragraph)]
 
 
-def _sections(doc: str) -> Iterator[Passage]:
-    title = heading = ""
-    units: list[str] = []
-    for para in doc.split("\n\n"):
-        para = " ".join(para.split())
-        if para.startswith("# "):
-            if units:
-                yield Passage(heading, tuple(units))
-            units, name = [], para[2:].strip()[:60]
-            title = title or name
-            heading = name if name == title else f"{title} > {name}"
-        else:
-            units += [s for s in _split(para) if 25 <= len(s) <= 230 and len(content(s)) >= 3]
-    if units:
-        yield Passage(heading, tuple(units))
+def readable(paragraph: str) -> bool:
+    """Whether a paragraph is plain prose of a size that fits on a shelf."""
+    parts = sentences(paragraph)
+    return (
+        2 <= len(parts) <= 10
+        and 30 <= len(paragraph.split()) <= 190
+        and max(map(len, parts)) < 330
+        and not re.search(r"[{}<>|\\]|\(;|\( ", paragraph)
+    )
 
 
-def _split(para: str) -> list[str]:
-    return [s.strip() for s in _SENTENCE.split(para.removeprefix("- "))]
+def key(paragraph: str) -> str:
+    """The key of a paragraph in `base_questions.tsv`."""
+    return hashlib.sha256(paragraph.encode()).hexdigest()[:12]
+
+
+def written() -> dict[str, list[tuple[int, str]]]:
+    """The written questions by paragraph key: (number of the answering sentence or 0, question)."""
+    out: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for line in Path(__file__).with_name("base_questions.tsv").read_text("utf-8").splitlines():
+        where, number, question = line.split("\t")
+        out[where].append((int(number), question))
+    return out
 
 
 _ASK = {
@@ -264,64 +200,31 @@ def _disguise(word: str, rng: random.Random) -> str:
     return word.lower() if dice < 0.47 else word
 
 
-def exercise(
-    docs: Sequence[Sequence[Passage]], rarity: Rarity, rng: random.Random, size: int, disguise: float = 1.0
-) -> Exercise | None:
-    """One exercise of about `size` units over random documents; None when the draw was unsuitable."""
-    doc = rng.choice(docs)
-    home = rng.choice(doc)
-    start = rng.randrange(max(1, len(home.units) - 2))
-    width = rng.randint(2, max(3, min(8, size // 2)))
-    near = Passage(home.heading, home.units[start : start + width])
-    target = rng.choice(near.units)
-    asked = question(target, near.heading, rarity, rng, disguise)
-    first = home is doc[0] and start == 0 and rng.random() < 0.5
-    if (
-        first
-        and " > " not in home.heading
-        and (
-            m := re.match(rf"(?:The |A )?{re.escape(home.heading)}\b.{{0,80}}? (is|was|are) ", home.units[0])
-        )
-    ):
-        target, asked = (
-            home.units[0],
-            (f"{rng.choice(['What', 'Who'])} {m[1]} {home.heading}?", content(home.heading)),
-        )
-    if asked is None:
+def made(
+    part: Passage, home: int, rarity: Rarity, rng: random.Random, disguise: float
+) -> tuple[Asked, list[str]] | None:
+    """A question by rule to one sentence of a passage, and the words it rests on; None: unsuitable."""
+    lines = [line for line in part.text.split("\n") if len(line) >= 25]
+    if not lines:
         return None
-    passages, total = [near], len(near.units)
-    while total < size:
-        other = rng.choice(doc if rng.random() < 0.5 else rng.choice(docs))
-        at = rng.randrange(len(other.units))
-        units = [
-            u for u in other.units[at : at + rng.randint(1, 7)] if all(u not in p.units for p in passages)
-        ]
-        units = units[: size - total]
-        if not units:
-            size -= 1
-            continue
-        passages.append(Passage(other.heading, tuple(units)))
-        total += len(units)
-    rng.shuffle(passages)
-    return check(asked, target, passages, rarity, rng)
+    target = rng.choice(lines)
+    asked = question(target, part.heading or part.document, rarity, rng, disguise)
+    return asked and (Asked(asked[0], home, (target,), "text"), asked[1])
 
 
-def check(
-    asked: tuple[str, list[str]], target: str, passages: Sequence[Passage], rarity: Rarity, rng: random.Random
-) -> Exercise | None:
-    """Number the units; keep the exercise only if `target` clearly holds most of the question.
+def clear(exercise: Exercise, words: Sequence[str], rarity: Rarity) -> bool:
+    """Whether the answering unit holds clearly more of the question's words than every other unit.
 
-    One in six loses its answer and becomes a refusal, unless another unit would nearly do.
+    For a refusal: whether no unit holds most of them.
     """
-    text, words = asked
-    score = {u: rarity.overlap(words, u + " " + p.heading) for p in passages for u in p.units}
-    best = max((s for u, s in score.items() if u != target), default=0.0)
-    if score[target] < best + 0.15:
-        return None
-    if rng.random() < 1 / 6:
-        if best > 0.7:
-            return None
-        passages = [Passage(p.heading, tuple(u for u in p.units if u != target)) for p in passages]
-        return Exercise(text, tuple(p for p in passages if p.units), (), "text-none")
-    units = [u for p in passages for u in p.units]
-    return Exercise(text, tuple(passages), (units.index(target) + 1,), "text")
+    score = [rarity.overlap(words, unit) for unit in exercise.shown]
+    if not exercise.labels:
+        return max(score) <= 0.6
+    answer = exercise.labels[0] - 1
+    rest = [value for at, value in enumerate(score) if at != answer]
+    return score[answer] >= max(rest, default=0.0) + 0.15
+
+
+def shelf_passage(heading: str, paragraph: str) -> Passage:
+    """A paragraph as a passage, one unit a line."""
+    return passage(heading, sentences(paragraph))

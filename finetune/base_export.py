@@ -51,10 +51,10 @@ def save_folder(out: Path, target: Path) -> float:
     from tokenizers import Tokenizer
 
     from finetune.base_model import Shape
-    from finetune.base_train import Encoder, calibrate, load, restore
+    from finetune.base_train import HELD_OUT, Encoder, calibrate, load, restore
 
     target.mkdir(parents=True, exist_ok=True)
-    model, held_out, factor = restore(out), out / "dev" / f"{-1:06d}.npz", 1.0
+    model, held_out, factor = restore(out), out / HELD_OUT, 1.0
     if held_out.exists():
         # as many units as the product shows a small model
         short = [i for i in load(held_out) if len(i.ends) <= CALIBRATION_UNITS]

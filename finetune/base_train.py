@@ -19,8 +19,10 @@ import torch
 from torch.nn import functional as fn
 
 from finetune.base_circuits import embeddings, wire
-from finetune.base_data import LABELS, Exercise
 from finetune.base_model import Reader, Shape
+from finetune.base_shelf import LABELS, Exercise
+
+HELD_OUT = Path("dev") / "held-out.npz"
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class Encoder:
 
     def items(self, exercises: Sequence[Exercise]) -> Iterator[Item]:
         """Encode many at once."""
-        heads = self.encode([self.frame(e.prompt()) for e in exercises])
-        tails = self.encode([e.answer() + "<|im_end|>" for e in exercises])
+        heads = self.encode([self.frame(e.prompt) for e in exercises])
+        tails = self.encode([e.reply + "<|im_end|>" for e in exercises])
         for e, head, tail in zip(exercises, heads, tails, strict=True):
             ids, ends = np.array(head + tail, np.uint16), []
-            for label in self.labels[: len(e.units)]:
+            for label in self.labels[: len(e.shown)]:
                 at = head.index(label)
                 ends.append(next(i for i in range(at, len(head)) if head[i] == self.newline))
-            yield Item(ids, len(head), np.array(ends, np.int32), tuple(n - 1 for n in e.answers))
+            yield Item(ids, len(head), np.array(ends, np.int32), tuple(n - 1 for n in e.labels))
 
 
 def save(path: Path, items: Sequence[Item]) -> None:
@@ -153,14 +155,13 @@ def new_model(folder: Path, shape: Shape, seed: int) -> Reader:
 
 @dataclass
 class Schedule:
-    """How long and how fast to train. `until` (epoch seconds) ends it early, after the decay."""
+    """How long and how fast to train."""
 
     steps: int = 6000
     tokens: int = 3072
-    rate: float = 2.5e-4
+    rate: float = 3e-4
     warmup: int = 100
     decay: float = 0.3
-    until: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """Warm up, hold, then fall linearly to a twentieth (Hu et al. 2024, WSD)."""
@@ -174,7 +175,8 @@ def train(folder: Path, shape: Shape, plan: Schedule, seed: int = 0) -> list[flo
     Writes `state.pt` every 200 steps and resumes from it. Progress goes to `train.log`.
     """
     torch.manual_seed(seed)
-    model = new_model(folder, shape, seed)
+    state = folder / "state.pt"
+    model = Reader(shape) if state.exists() else new_model(folder, shape, seed)
     wide = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "scorer" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n or "scorer" in n]
     opt = torch.optim.AdamW(
@@ -186,11 +188,12 @@ def train(folder: Path, shape: Shape, plan: Schedule, seed: int = 0) -> list[flo
         betas=(0.9, 0.98),
         fused=True,
     )
-    step, state = 0, folder / "state.pt"
+    step = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
-        opt.load_state_dict(saved["opt"])
+        if "opt" in saved:  # weights to start from have none
+            opt.load_state_dict(saved["opt"])
         step = int(saved["step"])
     log, history, seen, began = [], [], 0, time.time()
     for batch in _endless(folder, plan.tokens, seed + step):

@@ -2,63 +2,105 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from finetune import base, base_business, base_data, base_export
-from finetune.base_data import REFUSAL, Exercise, Passage
+from core.settings import PROJECT
+from finetune import base, base_business, base_data, base_export, base_qa
+from finetune.base_library import Library
+from finetune.base_shelf import Asked, Exercise, Shelf, View, passage
+from rag.prompt import REFUSAL
 
 pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The recipe's sources: a little text of its own, no public sets."""
+    folder = tmp_path_factory.mktemp("library")
+    return Library(base.own_text(folder / "source"), None, folder / "texts.npz")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, library: Library) -> Path:
     """A work folder with a small tokenizer, made from text of the recipe's own."""
     out = tmp_path_factory.mktemp("reader")
     source = base.own_text(out / "source")
     base.make_tokenizer(source, out, 2048, 0)
     base.make_vectors(source, out, 0, 2000)
-    base.make_data(source, out, 0, quick=True)
+    base.make_data(library, out, base.QUICK, 0)
     return out
 
 
-def office(count: int, seed: int = 0) -> list[Exercise]:
-    rng = random.Random(seed)
-    return [base_business.exercise(rng, rng.randint(4, 20)) for _ in range(count)]
+@pytest.fixture(scope="module")
+def exercises(library: Library) -> list[Exercise]:
+    return list(library.exercises(base.Step(100, (3, 7), 0.5, 0.8), random.Random(3), held=False))
 
 
-def test_the_prompt_has_the_question_first_and_last() -> None:
-    e = Exercise("Why?", (Passage("A > B", ("One.", "Two.")), Passage("", ("Three.",))), (3,), "text")
-    assert e.prompt() == "Question: Why?\n\nA > B\n[1] One.\n[2] Two.\n\n[3] Three.\n\nQuestion: Why?"
-    assert e.answer() == "[3] Three."
+def shelf(library: Library) -> Shelf:
+    lines = ("The fee is 12 EUR a month.", "The deposit is 80 EUR.", "Dogs stay outside.")
+    return Shelf([passage("Rules > Money", lines[:2]), passage("House", lines[2:])], library.vectors)
 
 
-def test_an_answer_is_a_unit_word_for_word_or_the_refusal() -> None:
-    for e in office(300):
-        assert all(1 <= n <= len(e.units) for n in e.answers)
-        assert len(e.units) <= base_data.LABELS
-        if e.answers:
-            assert e.answer().startswith(f"[{e.answers[0]}] {e.units[e.answers[0] - 1]}")
+def ask(library: Library, question: str, gold: tuple[str, ...], view: View) -> Exercise | None:
+    made = shelf(library)
+    library.vectors.add([question])
+    return made.show(Asked(question, 0, gold, "test"), random.Random(0), view)
+
+
+def test_an_exercise_is_what_the_product_would_show(library: Library) -> None:
+    shown = ask(library, "What is the fee?", ("The fee is 12 EUR a month.",), View(3))
+    assert shown is not None
+    assert shown.prompt.startswith(
+        "Question: What is the fee?\n\nRules > Money\n[1] The fee is 12 EUR a month.\n"
+    )
+    assert shown.prompt.endswith("\n\nHouse\n[3] Dogs stay outside.\n\nQuestion: What is the fee?")
+    assert (shown.reply, shown.labels) == ("[1] The fee is 12 EUR a month.", (1,))
+
+
+def test_without_its_answer_a_question_is_to_be_refused(library: Library) -> None:
+    gold = ("The fee is 12 EUR a month.",)
+    shown = ask(library, "What is the fee?", gold, View(3, without=True))
+    assert shown is not None
+    assert (shown.reply, shown.labels) == (REFUSAL, ())
+    assert gold[0] not in shown.prompt
+
+
+def test_an_answer_that_was_not_shown_is_to_be_refused(library: Library) -> None:
+    shown = ask(library, "May my dog come in?", ("The fee is 12 EUR a month.",), View(1))
+    assert shown is not None
+    assert shown.reply == REFUSAL
+
+
+def test_random_order_keeps_the_answer_under_its_number(library: Library) -> None:
+    gold = ("The deposit is 80 EUR.",)
+    for seed in range(8):
+        library.vectors.add(["How much is the deposit?"])
+        asked = Asked("How much is the deposit?", 0, gold, "test")
+        shown = shelf(library).show(asked, random.Random(seed), View(3, shuffled=True))
+        assert shown is not None
+        assert shown.shown[shown.labels[0] - 1] == gold[0]
+
+
+def test_an_answer_is_a_unit_word_for_word_or_the_refusal(exercises: list[Exercise]) -> None:
+    assert {e.kind for e in exercises} >= {"office", "office-none", "text", "greeting"}
+    for e in exercises:
+        if e.labels:
+            assert e.reply == " ".join(f"[{n}] {e.shown[n - 1]}" for n in e.labels)
+            assert all(f"\n[{n}] {text}" in e.prompt for n, text in enumerate(e.shown, 1))
         else:
-            assert e.answer() == REFUSAL
+            assert e.reply in (REFUSAL, base_data.GREETING)
 
 
-def test_a_refusal_lacks_the_answer_of_its_question() -> None:
-    rng = random.Random(4)
-    for _ in range(200):
-        s = base_business.section(rng)
-        fact = rng.choice(s.facts)
-        e = base_business._assemble([s], fact.questions[0], [fact], True, 9, rng)
-        assert not e.answers
-        assert fact.unit not in e.units
-
-
-def test_answers_stand_anywhere() -> None:
-    where = Counter(int(4 * (e.answers[0] - 1) / len(e.units)) for e in office(1500) if e.answers)
-    assert min(where.values()) > 0.15 * sum(where.values())
+def test_answers_stand_anywhere_in_random_order(library: Library) -> None:
+    made = library.exercises(base.Step(90, (4, 4), 1.0, 0.8), random.Random(3), held=False)
+    where = Counter(e.labels[0] for e in made if len(e.labels) == 1)
+    assert min(where[n] for n in (2, 3, 4)) > 0.08 * sum(where.values())
 
 
 def test_held_out_templates_never_train() -> None:
@@ -71,14 +113,56 @@ def test_held_out_templates_never_train() -> None:
         )
 
 
-def test_a_question_from_text_rests_on_its_sentence(folder: Path) -> None:
-    rng = random.Random(2)
-    docs = base_data.documents(folder / "source" / "own.txt", 50, rng)
-    rarity = base_data.Rarity([u for d in docs for p in d for u in p.units])
-    made = [e for _ in range(400) if (e := base_data.exercise(docs, rarity, rng, 6))]
-    assert len(made) > 20
-    for e in made:
-        assert not e.answers or e.units[e.answers[0] - 1] in e.prompt()
+def test_written_questions_name_a_paragraph_a_sentence_and_a_question() -> None:
+    written = base_data.written()
+    assert sum(map(len, written.values())) > 9000
+    for key, rows in written.items():
+        assert len(key) == 12
+        assert all(0 <= number <= 10 and question.strip() == question != "" for number, question in rows)
+
+
+def grams_of(folder: Path) -> set[tuple[str, ...]]:
+    found: set[tuple[str, ...]] = set()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".md", ".html", ".csv", ".jsonl"):
+            found |= base_qa.grams(path.read_text("utf-8"))
+    return found
+
+
+def test_nothing_trained_on_shares_thirteen_words_with_what_is_measured() -> None:
+    ours = base_qa.grams(Path(base_data.__file__).with_name("base_facts.txt").read_text("utf-8"))
+    for rows in base_data.written().values():
+        for _, question in rows:
+            ours |= base_qa.grams(question)
+    assert len(ours) > 10_000
+    assert not ours & (grams_of(PROJECT / "data" / "eval") | grams_of(PROJECT / "data" / "samples"))
+
+
+def test_the_overlap_check_finds_what_it_looks_for() -> None:
+    text = "Members can leave the cooperative with 90 days' notice to the end of the calendar year only."
+    assert base_qa.grams(text) & base_qa.grams("It says: members CAN leave " + text[18:])
+
+
+def squad(folder: Path) -> None:
+    def article(n: int) -> dict[str, object]:
+        context = f"Town {n} lies at a lake. It has {n} mills."
+        answer = {"text": f"{n}", "answer_start": context.index(f"{n} mills")}
+        asked = {"question": f"How many mills has town {n}?", "answers": [answer]}
+        return {"title": f"Town_{n}", "paragraphs": [{"context": context, "qas": [asked]}]}
+
+    with gzip.open(folder / "xquad-en.dev.json.gz", "wt", encoding="utf-8") as file:
+        json.dump({"data": [article(n) for n in range(4)]}, file)
+
+
+def test_half_of_the_articles_of_a_public_set_are_held_out(tmp_path: Path) -> None:
+    squad(tmp_path)
+    train, heldout = base_qa.xquad(tmp_path, "train"), base_qa.xquad(tmp_path, "heldout")
+    assert [q.text for q in heldout.questions] == ["How many mills has town 0?", "How many mills has town 2?"]
+    assert [(q.gold, q.facts) for q in train.questions] == [
+        (("It has 1 mills.",), ("1",)),
+        (("It has 3 mills.",), ("3",)),
+    ]
+    assert base_qa.clapnq(tmp_path, "train").questions == ()
 
 
 def test_the_tokenizer_round_trips_and_labels_are_one_token(folder: Path) -> None:
