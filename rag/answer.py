@@ -18,7 +18,7 @@ from typing import Any
 
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
-from core.errors import EngineUnavailable, UnderstudyError
+from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.citations import Resolved, quotes, resolve, so_far, support
@@ -260,11 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     quiet_environment()
-    try:
-        answer = _ask_once(load_settings(), " ".join(options.question), options.model)
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    answer = _ask_once(load_settings(), " ".join(options.question), options.model)
     if options.json:
         shown = asdict(answer)
         wanted = (
@@ -301,4 +297,4 @@ def _ask_once(settings: Settings, question: str, model: str) -> Answer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
