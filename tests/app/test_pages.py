@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import feedback.dataset
 from app import resources as shared
 from app.resources import USER, Resources, resources
 from core.adapters import Adapter
@@ -257,6 +258,10 @@ def test_a_run_is_submitted_watched_and_cancelled(parts: Resources, monkeypatch:
         return real(jobs, "held-back", payload, **options)  # a kind that no worker takes
 
     monkeypatch.setattr(Jobs, "submit", submit)
+    at = open_page("training")
+    assert "A run needs 8 answers to imitate" in shown(at)
+    assert next(button for button in at.button if button.label == "Start training").disabled
+    monkeypatch.setattr(feedback.dataset, "FEWEST", 0)
     at = open_page("training")
     click(at, "Start training")
     assert submitted == [{"kind": "retrain", "payload": {"methods": ["sft", "dpo"], "four_bit": False}}]
