@@ -320,9 +320,15 @@ def table(settings: Settings) -> str:
     )
 
 
+MODELS = (
+    "The base models: what can be chosen with UNDERSTUDY_MODEL=ID, and how much memory it takes. Any local"
+    " GGUF works too: UNDERSTUDY_MODEL=/path/to/model.gguf."
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`understudy models list|pull|path`."""
-    parser = argparse.ArgumentParser(prog="understudy models", description="The base models.")
+    parser = argparse.ArgumentParser(prog="understudy models", description=MODELS)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show every model, its memory and licence")
     for name, text in (("pull", "download a model"), ("path", "print where a model's file is")):

@@ -36,6 +36,11 @@ from finetune.telling import Terminal
 from finetune.train import CARD, stage_name
 from finetune.training import run_training
 
+ABOUT = (
+    "Freeze votes and approved corrections into a dataset, train an adapter on it and judge it against the"
+    " one on stage. A better one takes the stage at once; the report says why or why not. A run that was"
+    " stopped goes on where it was."
+)
 ROWS = {"sft": SFT, "dpo": PREFERENCE, "grpo": SFT}
 
 
@@ -207,7 +212,7 @@ class Retraining:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`understudy retrain`: exits 0 when the run came to a verdict, whichever it was."""
-    parser = argparse.ArgumentParser(prog="understudy retrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="understudy retrain", description=ABOUT)
     parser.add_argument("--methods", help="training stages in order, such as sft,dpo (default: the setting)")
     parser.add_argument("--grpo", action="store_true", help="add a GRPO stage at the end")
     parser.add_argument("--four-bit", action="store_true", default=None, help="train on an NF4 base (QLoRA)")

@@ -249,7 +249,9 @@ def _read(stream: ReplyStream, arrived: queue.Queue[str | Exception | None], don
 def main(arguments: list[str] | None = None) -> int:
     """`understudy ask "question"`: the answer and its sources, or everything as JSON."""
     parser = argparse.ArgumentParser(
-        prog="understudy ask", description="Answer one question from the documents."
+        prog="understudy ask",
+        description="Answer one question from the documents, with citations. Uses the engine of a running"
+        " `understudy serve`, or starts one for this question.",
     )
     parser.add_argument("question", nargs="+", help="the question")
     parser.add_argument(

@@ -21,6 +21,7 @@ from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore, display_name
 from rag.embed import Embedder
+from rag.filetypes import KINDS
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.reader import Reader
@@ -188,7 +189,9 @@ def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """`understudy ingest PATH ...`; exit code 2 when files were refused."""
     parser = argparse.ArgumentParser(
-        prog="understudy ingest", description="Add documents (files or folders)."
+        prog="understudy ingest",
+        description=f"Add documents to search: {', '.join(sorted(KINDS))}. Folders are read with all below"
+        " them. A file that is refused is named with the reason; stopping and repeating does no harm.",
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a file or a folder")
     parser.add_argument("--job", help=argparse.SUPPRESS)
