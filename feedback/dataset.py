@@ -203,6 +203,6 @@ def _too_few(have: int, needed: int, held: int, drops: list[Drop], store: Feedba
     return TrainingError(
         f"There are {have} rows to train on and {needed} are needed"
         f" ({held} held out for evaluation, {len(drops)} dropped{': ' + reasons if reasons else ''}).",
-        f"{waiting} corrections wait for review; approve them, or collect more votes." if waiting
+        f"Approve the corrections that wait for review ({waiting}), or collect more votes." if waiting
         else "Vote on more answers or correct them, and have the corrections approved.",
     )  # fmt: skip

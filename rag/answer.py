@@ -92,6 +92,7 @@ class Assistant:
             yield remark
             yield self._fixed(asked, remark, "chat")
             return
+        self._prompt(asked, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
         passages = self.retrieve(asked, history)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
@@ -105,6 +106,10 @@ class Assistant:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
         earlier = [message["content"] for message in history if message["role"] == "user"]
         return self.retriever.read_for(with_context(question, earlier), self.model)
+
+    def _prompt(self, asked: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+        room = self.model.context - self.settings.answer_tokens
+        return build(asked, passages, self.model, history, room=room)
 
     def _generate(
         self,
@@ -121,9 +126,7 @@ class Assistant:
             "stop": self.model.stop,
         }
         while True:
-            prompt = build(
-                asked, passages, self.model, history, room=self.model.context - self.settings.answer_tokens
-            )
+            prompt = self._prompt(asked, passages, history)
             turn = _Turn(prompt, sampling, timings, asked)
             try:
                 yield from self._show(turn, self.client.stream(prompt.messages, model, **sampling), stop)
