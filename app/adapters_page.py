@@ -68,8 +68,8 @@ def card(parts: Resources, adapter: Adapter, stage: Promotion | None) -> None:
                 if current:
                     st.badge("on stage", icon=":material/theater_comedy:", color="blue")
             st.caption(lineage(adapter))
-            if adapter.metrics:
-                st.caption(metrics(adapter))
+            if judged := metrics(adapter):
+                st.caption(judged)
         if not current and adapter.verdict != "refused":
             if right.button("Put on stage", key=f"promote-{adapter.id}", width="stretch"):
                 promote(parts, adapter.id, stage.seq if stage else 0)
@@ -92,9 +92,17 @@ def lineage(adapter: Adapter) -> str:
 
 
 def metrics(adapter: Adapter) -> str:
-    """The numbers the judge wrote down."""
-    numbers = {name: value for name, value in adapter.metrics.items() if isinstance(value, int | float)}
-    return safe_markdown(" · ".join(f"{name} {value:.3g}" for name, value in list(numbers.items())[:8]))
+    """What the judge found, in one line; empty when it has not judged."""
+    figures = adapter.metrics
+    try:
+        before, after = figures["before"]["score"], figures["after"]["score"]
+        low, high = figures["low"], figures["high"]
+        cases = figures["cases"]
+    except KeyError:
+        return ""
+    return safe_markdown(
+        f"Score {before:.3f} before, {after:.3f} after, on {cases} cases; change {low:+.3f} to {high:+.3f}"
+    )
 
 
 @st.dialog("Put this adapter on stage?", icon=":material/theater_comedy:")

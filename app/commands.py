@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from core.errors import ConflictError, UnderstudyError
+from core.errors import UnderstudyError, exit_code
 from core.settings import quiet_environment
 
 VERSION = "0.1.0"
@@ -82,7 +82,7 @@ def _run(command: Command, arguments: list[str], debug: bool) -> int:
         print(f"error: {error.message}", file=sys.stderr)
         if error.next_step:
             print(f"       {error.next_step}", file=sys.stderr)
-        return 3 if isinstance(error, ConflictError) else 1
+        return exit_code(error)
     except Exception as error:
         if debug:
             raise

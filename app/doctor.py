@@ -183,7 +183,14 @@ def model(settings: Settings) -> Iterator[Finding]:
 
 
 def state(settings: Settings) -> Iterator[Finding]:
-    """Database, index and disk."""
+    """The data folder, its database and index, and the disk under it."""
+    folder = next(place for place in (settings.data_dir, *settings.data_dir.parents) if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        yield Finding(
+            "fail", "data folder", f"{settings.data_dir} is no folder that can be written",
+            "Choose another data_dir.",
+        )  # fmt: skip
+        return
     if not settings.database.exists():
         yield Finding("ok", "database", f"none yet in {settings.data_dir}")
     else:
@@ -195,7 +202,6 @@ def state(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "database", f"{settings.database} is sound")
         yield from index(settings, database)
         database.close()
-    folder = settings.data_dir if settings.data_dir.exists() else PROJECT
     free = shutil.disk_usage(folder).free
     level: Level = "ok" if free > 2e9 else "warn" if free > 2e8 else "fail"
     yield Finding(level, "disk", f"{free / 1e9:.1f} GB free under {folder}", "Free some space.")

@@ -89,7 +89,7 @@ def progress(parts: Resources) -> None:
             args=(parts,),
             icon=":material/refresh:",
         )
-    show_list(parts, documents)
+    show_list(parts, documents, counted=job is None or not job.open)
 
 
 def latest_job(parts: Resources) -> Job | None:
@@ -117,10 +117,13 @@ def watch_job(parts: Resources, job_id: str) -> None:
     st.progress(min(1.0, job.progress), text=text)
 
 
-def show_list(parts: Resources, documents: list[Document]) -> None:
-    """Every document, or those with a name."""
+def show_list(parts: Resources, documents: list[Document], *, counted: bool) -> None:
+    """Every document, or those with a name; `counted` unless the line above counts them as they get ready."""
     ready = [document for document in documents if document.status == "ready"]
-    st.subheader(f"{len(ready)} ready, {sum(d.chunks for d in ready):,} passages", anchor=False)
+    passages = f"{sum(d.chunks for d in ready):,} passages"
+    st.subheader(
+        f"{len(ready)} ready, {passages}" if counted else f"{len(documents)} documents", anchor=False
+    )
     wanted = st.text_input("Find by name", placeholder="Find by name", label_visibility="collapsed") or ""
     found = [d for d in documents if wanted.casefold() in f"{d.name} {d.title}".casefold()]
     for document in found[:LISTED]:

@@ -19,10 +19,10 @@ def model_notice(parts: Resources) -> None:
     with st.container(border=True, key="model_notice", horizontal=True, vertical_alignment="center"):
         with st.container():
             name = safe_markdown(parts.model.name)
-            st.caption(
-                f"You are talking to **{name}**, a small model that finds and quotes. For fluent answers:"
-                " `understudy models list`, `understudy models pull ID`, then start with"
-                " `UNDERSTUDY_MODEL=ID`."
+            st.markdown(
+                f"You are talking to **{name}**, a small model that finds and quotes. For fluent answers"
+                " choose one with `.venv/bin/understudy models list`, install it with `models pull ID`,"
+                " and start with `UNDERSTUDY_MODEL=ID make run`."
             )
         st.button("Dismiss", key="close_model_notice", type="tertiary", on_click=_close_model_notice)
 

@@ -114,6 +114,8 @@ def report(parts: Resources, run: Run) -> None:
     ]
     if measures:
         st.table([compared(figures, name) for name in measures], hide_index=True)
+        if figures.get("left_out"):
+            st.caption(safe_markdown(str(figures["left_out"])))
         for check in figures.get("checks", []):
             mark = ":green[:material/check:]" if check["passed"] else ":red[:material/close:]"
             st.caption(f"{mark} {safe_markdown(check['sentence'])}")

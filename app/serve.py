@@ -15,8 +15,8 @@ from types import FrameType
 
 from app.supervisor import Part, Supervisor
 from core.db import Database
-from core.errors import SettingsError, StorageError, UnderstudyError
-from core.files import owner_lock
+from core.errors import SettingsError, UnderstudyError
+from core.files import make_folder, owner_lock
 from core.jobs import Jobs
 from core.settings import Settings, child_environment, engine_key, load_settings, quiet_environment
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=options.host, port=options.port, model=options.model, data_dir=options.data_dir
     )
     quiet_environment()
-    _make_folder(settings.data_dir)
+    make_folder(settings.data_dir)
     with owner_lock(settings.data_dir / "serve.lock", f"The data folder {settings.data_dir}"):
         settings = with_ports(settings)
         if options.scripted is None:
@@ -173,15 +173,6 @@ def with_model(settings: Settings) -> Settings:
 
     model, path = resolve(settings)
     return settings if model.id == settings.model else replace(settings, model=str(path.resolve()))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The data folder {folder} cannot be made: {error.strerror}.", "Choose another with --data-dir."
-        ) from error
 
 
 def _reachable(settings: Settings) -> str:

@@ -7,6 +7,8 @@ import logging
 import subprocess
 import sys
 import time
+from collections import Counter
+from functools import partial
 
 import streamlit as st
 
@@ -17,8 +19,8 @@ from app.source_view import marked
 from core.errors import UnderstudyError
 from core.jobs import Job
 from core.settings import METHODS, PROJECT, child_environment
-from feedback.dataset import is_held_out
-from feedback.pairs import best, examples
+from evaluation.exam import golden
+from feedback.dataset import FEWEST, Split, split
 from feedback.review import Pending
 from rag.citations import safe_markdown
 from rag.prompt import cite
@@ -42,13 +44,14 @@ def page() -> None:
         "Votes and approved corrections become a data set, the data set an adapter; a judge decides its fate."
     )
     counts(parts)
+    today = feedback_today(parts)
     review_tab, data_tab, run_tab = st.tabs(["Review", "Data set", "Runs"], key="training_tab")
     with review_tab:
         review(parts)
     with data_tab:
-        dataset(parts)
+        dataset(today)
     with run_tab:
-        runs(parts)
+        runs(parts, today)
 
 
 def counts(parts: Resources) -> None:
@@ -158,24 +161,22 @@ def _approve_all(parts: Resources) -> None:
     parts.review.approve_all(USER)
 
 
-def dataset(parts: Resources) -> None:
-    """What a run that started now would be trained on."""
-    found, drops = examples(parts.database, lambda text, units: cite(text, units, parts.model))
-    usable = [example for example in found if example.grounded]
-    seed = parts.settings.seed
-    held = [example for example in usable if is_held_out(example.key, 0.2, seed)]
-    train = [example for example in usable if not is_held_out(example.key, 0.2, seed)]
-    rows, pairs = best(train), [example for example in train if example.pair]
-    st.markdown(
-        f"A run that starts now imitates **{len(rows)}** answers, learns from **{len(pairs)}** pairs, and "
-        f"keeps **{len(held)}** back for the judge. At least 8 answers are needed."
+def feedback_today(parts: Resources) -> Split:
+    """What a run that started now would be trained on and judged by."""
+    questions = [row["question"] for row in golden(parts.settings, parts.database)]
+    return split(
+        parts.database, partial(cite, model=parts.model), exclude=questions, seed=parts.settings.seed
     )
-    reasons: dict[str, int] = {}
-    for reason in [drop.reason for drop in drops] + ["no passage that was shown holds it"] * (
-        len(found) - len(usable)
-    ):
-        reasons[reason] = reasons.get(reason, 0) + 1
-    if reasons:
+
+
+def dataset(today: Split) -> None:
+    """The rows of a run that started now, and what is left out of it."""
+    rows = today.imitate
+    st.markdown(
+        f"A run that starts now imitates **{len(rows)}** answers, learns from **{len(today.prefer)}** pairs, "
+        f"and keeps **{len(today.heldout)}** back for the judge. At least {FEWEST} answers are needed."
+    )
+    if reasons := Counter(drop.reason for drop in today.drops):
         st.caption(
             "Left out: " + safe_markdown("; ".join(f"{n} × {reason}" for reason, n in reasons.items())) + "."
         )
@@ -190,7 +191,7 @@ def dataset(parts: Resources) -> None:
         st.caption(f"{len(rows) - ROWS} more.")
 
 
-def runs(parts: Resources) -> None:
+def runs(parts: Resources, today: Split) -> None:
     """Start a run, or watch the one at work; below, what earlier ones came to."""
     job = next((job for job in parts.jobs.list("retrain", limit=1)), None)
     if job is not None and job.open:
@@ -198,7 +199,7 @@ def runs(parts: Resources) -> None:
     else:
         if job is not None:
             outcome(job)
-        start_form(parts)
+        start_form(parts, len(today.imitate))
     history(parts)
 
 
@@ -210,14 +211,21 @@ def outcome(job: Job) -> None:
         st.info("The last run was cancelled.", icon=":material/cancel:")
 
 
-def start_form(parts: Resources) -> None:
-    """Choose the stages and go."""
+def start_form(parts: Resources, answers: int) -> None:
+    """Choose the stages and go, once there are `answers` enough to imitate."""
     if importlib.util.find_spec("trl") is None or importlib.util.find_spec("peft") is None:
         st.info(
             "This installation can chat but not train. Install `requirements-train.txt` to train.",
             icon=":material/school:",
         )
         return
+    ready = answers >= FEWEST
+    if not ready:
+        st.info(
+            f"A run needs {FEWEST} answers to imitate, and there are {answers}. Vote answers up, correct "
+            "wrong ones, and approve the corrections on the Review tab.",
+            icon=":material/school:",
+        )
     with st.form("start_run"):
         methods = st.pills(
             "Stages, in this order",
@@ -233,7 +241,9 @@ def start_form(parts: Resources) -> None:
         )
         st.caption(duration(parts))
         with st.container(horizontal=True):
-            start = st.form_submit_button("Start training", type="primary", icon=":material/play_arrow:")
+            start = st.form_submit_button(
+                "Start training", type="primary", icon=":material/play_arrow:", disabled=not ready
+            )
             ask_plan = st.form_submit_button("Show the plan", icon=":material/list_alt:")
     chosen = [method for method in METHODS if method in methods]
     if (start or ask_plan) and not chosen:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import ModelError, UnderstudyError
-from core.files import fsync_dir, require_space
+from core.errors import ModelError, first_line, run_main
+from core.files import fsync_dir, require_space, sha256_of
 from core.gguf import check_gguf
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 
@@ -245,7 +244,8 @@ def pull(settings: Settings, model: CatalogModel, *, trainable: bool = False) ->
         return target
     staging = folder / (".download-hf" if trainable else ".download")
     patterns = list(TRAINABLE_FILES) if trainable else [model.gguf_file]
-    _download(repo, patterns, staging, _how_to_get(settings, model))
+    what = "the weights" if trainable else model.gguf_file
+    _download(repo, patterns, staging, f"Pull again when it can, or {_by_hand(repo, what, target)}")
     if trainable:
         shutil.rmtree(staging / ".cache", ignore_errors=True)
         staging.rename(target)
@@ -267,12 +267,12 @@ def _download(repo: str, patterns: list[str], staging: Path, by_hand: str) -> No
     constants.HF_HUB_OFFLINE = False  # quiet_environment closed it before this import
     try:
         info = huggingface_hub.HfApi().model_info(repo, files_metadata=True, timeout=HUB_TIMEOUT)
-        sizes = [
-            entry.size or 0
+        entries = [
+            entry
             for entry in info.siblings or []
             if any(fnmatch(entry.rfilename, pattern) for pattern in patterns)
         ]
-        require_space(staging, sum(sizes) + (1 << 30))
+        require_space(staging, sum(entry.size or 0 for entry in entries) + (1 << 30))
         huggingface_hub.snapshot_download(
             repo, revision=info.sha, local_dir=staging, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT
         )
@@ -282,21 +282,28 @@ def _download(repo: str, patterns: list[str], staging: Path, by_hand: str) -> No
             f"Accept its licence at https://huggingface.co/{repo}, run `hf auth login`, then pull again.",
         ) from error
     except (HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise ModelError(f"{repo} could not be downloaded: {_short(error)}.", by_hand) from error
+        raise ModelError(f"{repo} could not be downloaded: {first_line(error)}.", by_hand) from error
+    for entry in entries:
+        _check_hash(staging / entry.rfilename, entry.lfs.sha256 if entry.lfs else None)
 
 
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+def _check_hash(path: Path, wanted: str | None) -> None:
+    """Compare a download with the hub's SHA-256 (known for large files; the library compares sizes only)."""
+    if wanted is None or sha256_of(path) == wanted:
+        return
+    path.unlink()
+    raise ModelError(f"{path.name} arrived damaged: its SHA-256 is not the hub's.", "Pull it again.")
 
 
 def _how_to_get(settings: Settings, model: CatalogModel) -> str:
     if not model.gguf_repo:
         return "It comes with the program: restore it from the repository."
     target = model_folder(settings, model) / model.gguf_file
-    return (
-        f"Run `understudy models pull {model.id}`, or fetch {model.gguf_file} from"
-        f" https://huggingface.co/{model.gguf_repo} on another machine and copy it to {target}."
-    )
+    return f"Run `understudy models pull {model.id}`, or {_by_hand(model.gguf_repo, model.gguf_file, target)}"
+
+
+def _by_hand(repo: str, what: str, target: Path) -> str:
+    return f"fetch {what} from https://huggingface.co/{repo} on another machine and copy it to {target}."
 
 
 def table(settings: Settings) -> str:
@@ -313,9 +320,15 @@ def table(settings: Settings) -> str:
     )
 
 
+MODELS = (
+    "The base models: what can be chosen with UNDERSTUDY_MODEL=ID, and how much memory it takes. Any local"
+    " GGUF works too: UNDERSTUDY_MODEL=/path/to/model.gguf."
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`understudy models list|pull|path`."""
-    parser = argparse.ArgumentParser(prog="understudy models", description="The base models.")
+    parser = argparse.ArgumentParser(prog="understudy models", description=MODELS)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show every model, its memory and licence")
     for name, text in (("pull", "download a model"), ("path", "print where a model's file is")):
@@ -325,19 +338,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("--trainable", action="store_true", help="the weights for training instead")
     options = parser.parse_args(argv)
     quiet_environment(TQDM_DISABLE="")  # a download shows its progress
-    try:
-        settings = load_settings(model=getattr(options, "id", None))
-        if options.command == "list":
-            print(table(settings))
-        elif options.command == "pull":
-            print(pull(settings, CATALOG[options.id], trainable=options.trainable))
-        else:
-            print(resolve(settings)[1])
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    settings = load_settings(model=getattr(options, "id", None))
+    if options.command == "list":
+        print(table(settings))
+    elif options.command == "pull":
+        print(pull(settings, CATALOG[options.id], trainable=options.trainable))
+    else:
+        print(resolve(settings)[1])
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

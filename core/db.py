@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import StorageError
+from core.files import make_folder
 
 BUSY_TIMEOUT_MS = 15_000
 
@@ -185,15 +186,16 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open, and create or migrate, the database at `path`.
 
-        Raises StorageError when the file is not a database, is damaged, or has a newer schema.
+        Raises StorageError when its folder cannot be made, or the file is not a database, is damaged, or has
+        a newer schema.
         """
         self.path = path
         self._local = threading.local()
         # weak: a connection closes with its thread, and every rerun of a page is a thread of its own
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._write_lock = threading.RLock()
+        make_folder(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._migrate()
         except (sqlite3.Error, OSError) as error:
             self.close()

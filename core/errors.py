@@ -14,10 +14,14 @@
     ├── TrainingError          a training stage failed; earlier stages are kept and the run can resume
     └── Cancelled              somebody asked the work to stop
 
-Errors are raised where they are understood and caught only in pages, the API and `main` functions.
+Errors are raised where they are understood and caught only in pages, the API, `understudy` and `run_main`.
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class UnderstudyError(Exception):
@@ -78,3 +82,25 @@ class TrainingError(UnderstudyError):
 
 class Cancelled(UnderstudyError):
     """Somebody asked the work to stop."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, at most 200 characters, to stand within a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def exit_code(error: UnderstudyError) -> int:
+    """What a command exits with: 3 when somebody else holds the thing, else 1."""
+    return 3 if isinstance(error, ConflictError) else 1
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """Run a module as a program: an expected error is one line on standard error, without a traceback.
+
+    One line, because the last line of a child's log is what the pages show of its end.
+    """
+    try:
+        sys.exit(main())
+    except UnderstudyError as error:
+        print(error, file=sys.stderr)
+        sys.exit(exit_code(error))

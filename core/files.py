@@ -26,6 +26,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises StorageError when a file has its name or the place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} cannot be made: {error.strerror}.", "Choose another data_dir."
+        ) from error
+
+
 def fsync_dir(path: Path) -> None:
     """Make a rename inside `path` durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -103,6 +103,7 @@ def _sources(environ: Mapping[str, str], overrides: Mapping[str, Any]) -> list[t
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _parse(source: str, key: str, raw: Any, kind: Any) -> Any:
@@ -122,7 +123,7 @@ def _parse(source: str, key: str, raw: Any, kind: Any) -> Any:
         return kind(text)
     except (ValueError, RuntimeError):  # RuntimeError: the home of a user who does not exist
         raise SettingsError(
-            f"Setting {key} ({source}) is {text[:80]!r}, which is not a {kind.__name__.lower()}."
+            f"Setting {key} ({source}) is {text[:80]!r}, which is not {_KINDS.get(kind, 'a path')}."
         ) from None
 
 

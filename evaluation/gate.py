@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import ConflictError
-from evaluation.run import Result, mean
+from evaluation.run import Result, asked_of_both, mean
 
 _NAMED = {"refusal_right": "The share of right refusals", "support": "Support by the cited lines"}
 
@@ -68,11 +68,13 @@ class Verdict:
 def judge(before: Sequence[Result], after: Sequence[Result], rules: Rules | None = None) -> Verdict:
     """Compare the candidate (`after`) with the model on stage (`before`) on the same cases.
 
-    Raises ConflictError when the two were not asked the same cases in the same order.
+    Cases that one of them could not be asked count for neither. Raises ConflictError when the two did not get
+    the same cases in the same order.
     """
     rules = rules or Rules()
     if [result.case_id for result in before] != [result.case_id for result in after]:
         raise ConflictError("The two models were not asked the same cases.", "Evaluate both again.")
+    before, after = asked_of_both(before, after)
     differences = np.array([b.score - a.score for a, b in zip(before, after, strict=True)])
     low, high = interval(differences, rules)
     checks = (

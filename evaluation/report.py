@@ -9,7 +9,7 @@ from typing import Any
 
 from core.files import write_text
 from evaluation.gate import Verdict
-from evaluation.run import Result, mean
+from evaluation.run import Result, asked_of_both, mean
 from rag.citations import safe_markdown
 
 MEASURES = {
@@ -33,6 +33,8 @@ def write_report(
     lineage: Mapping[str, Any],
 ) -> str:
     """Write `report.md` and return its text; `lineage` names dataset, adapters, base, hashes, durations."""
+    left_out = _left_out(before, after)
+    before, after = asked_of_both(before, after)
     text = "\n".join(
         [
             f"# {'Passed' if verdict.passed else 'Refused'}",
@@ -43,6 +45,7 @@ def write_report(
             f" {verdict.difference:+.3f} (interval {verdict.low:+.3f} to {verdict.high:+.3f},"
             f" {len(after)} cases).",
             "",
+            *([left_out, ""] if left_out else []),
             *_section("Before and after", ("measure", "before", "after", "change"), _rows(before, after)),
             *_section("Checks", ("check", "before", "after", "asked for", "passed"), _checks(verdict)),
             *_section("By kind of case", ("kind", "cases", "before", "after"), _kinds(before, after)),
@@ -57,21 +60,26 @@ def write_report(
 
 def table(before: Sequence[Result], after: Sequence[Result]) -> str:
     """The measures before and after as plain text in columns."""
+    left_out = _left_out(before, after)
+    before, after = asked_of_both(before, after)
     rows = [("measure", "before", "after", "change"), *_rows(before, after)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}"
         for row in rows
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, left_out] if left_out else lines)
 
 
 def summary(before: Sequence[Result], after: Sequence[Result], verdict: Verdict) -> dict[str, Any]:
     """The figures for the `runs` table: every measure before and after, and the verdict with its checks."""
+    left_out = _left_out(before, after)
+    before, after = asked_of_both(before, after)
     return {
         "before": {measure: round(mean(before, measure), 4) for measure in MEASURES},
         "after": {measure: round(mean(after, measure), 4) for measure in MEASURES},
         "cases": len(after),
+        "left_out": left_out,
         "passed": verdict.passed,
         "reason": verdict.reason,
         "difference": round(verdict.difference, 4),
@@ -82,6 +90,14 @@ def summary(before: Sequence[Result], after: Sequence[Result], verdict: Verdict)
             for check in verdict.checks
         ],
     }
+
+
+def _left_out(before: Sequence[Result], after: Sequence[Result]) -> str:
+    """A sentence that counts the cases which could not be asked; empty when there are none."""
+    count = len(after) - len(asked_of_both(before, after)[1])
+    if not count:
+        return ""
+    return f"Cases left out on both sides, because their prompt is longer than the model's context: {count}."
 
 
 def _rows(before: Sequence[Result], after: Sequence[Result]) -> list[tuple[str, str, str, str]]:

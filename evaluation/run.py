@@ -17,7 +17,7 @@ from core.types import Message
 from evaluation.cases import CARD, Case
 from evaluation.metrics import score
 from rag.citations import Similarity, quotes
-from rag.model import Reply
+from rag.model import PromptTooLong, Reply
 from rag.prompt import REFUSAL
 
 RESULTS, ASKED = "results.jsonl", "asked.json"
@@ -35,7 +35,10 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """A model's reply to one case and its scores (see `metrics.score`); `ms` is the time it took."""
+    """A model's reply to one case and its scores (see `metrics.score`); `ms` is the time it took.
+
+    A case whose prompt is longer than the model's context has no scores: it was not asked.
+    """
 
     case_id: str
     origin: str
@@ -48,6 +51,11 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     ms: float
+
+    @property
+    def asked(self) -> bool:
+        """Whether the model could read the prompt."""
+        return bool(self.scores)
 
     @property
     def score(self) -> float:
@@ -77,7 +85,8 @@ def evaluate(
         if should_stop and should_stop():
             raise Cancelled("The evaluation was stopped.", "Start it again; it goes on where it was.")
         result = ask(client, case, model, sampling)
-        _same_model(model, [*results[:1], result])
+        if result.asked:
+            _same_model(model, next((each for each in results if each.asked), result), result)
         results.append(result)
         if kept:
             kept.append(result)
@@ -89,12 +98,18 @@ def evaluate(
 
 
 def ask(client: Client, case: Case, model: str, sampling: Mapping[str, Any] = GREEDY) -> Result:
-    """Ask one case and score the reply; waits while the engine is busy or restarting."""
+    """Ask one case and score the reply; waits while the engine is busy or restarting.
+
+    A frozen prompt is never shortened, or two models would read different ones: when the context does not
+    hold it, the case is marked as not asked.
+    """
     for wait in (*WAITS, None):
         try:
             began = time.monotonic()
             reply = client.generate(case.messages, model, **sampling)
             return _result(case, reply, (time.monotonic() - began) * 1000)
+        except PromptTooLong:
+            return _result(case, Reply("", "too_long", "", "", None, 0, 0), 0.0, asked=False)
         except (EngineBusy, EngineUnavailable):
             if wait is None:
                 raise
@@ -114,8 +129,15 @@ def quote_replies(cases: Sequence[Case], similarity: Similarity | None = None) -
 
 
 def mean(results: Sequence[Result], measure: str = "score") -> float:
-    """Mean of a measure over the results; 0 when there are none."""
-    return sum(float(result.scores[measure]) for result in results) / len(results) if results else 0.0
+    """Mean of a measure over the results that were asked; 0 when there are none."""
+    values = [float(result.scores[measure]) for result in results if result.asked]
+    return sum(values) / len(values) if values else 0.0
+
+
+def asked_of_both(before: Sequence[Result], after: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """The results of the cases that both models were asked, in the same order."""
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0].asked and pair[1].asked]
+    return [old for old, _ in pairs], [new for _, new in pairs]
 
 
 def load_results(folder: Path) -> list[Result]:
@@ -126,14 +148,14 @@ def load_results(folder: Path) -> list[Result]:
     return _parsed(path.read_bytes())
 
 
-def _result(case: Case, reply: Reply, took: float) -> Result:
+def _result(case: Case, reply: Reply, took: float, *, asked: bool = True) -> Result:
     return Result(
         case.id,
         case.origin,
         case.kind,
         case.question,
         reply.text,
-        score(case, reply.text),
+        score(case, reply.text) if asked else {},
         reply.fingerprint,
         reply.adapter,
         reply.prompt_tokens,
@@ -142,17 +164,16 @@ def _result(case: Case, reply: Reply, took: float) -> Result:
     )
 
 
-def _same_model(model: str, results: Sequence[Result]) -> None:
-    """Raise unless all replies come from one adapter, and from the one asked for."""
-    adapters = {result.adapter for result in results}
-    if len(adapters) > 1:
+def _same_model(model: str, first: Result, latest: Result) -> None:
+    """Raise unless both replies come from one adapter, and from the one asked for."""
+    if first.adapter != latest.adapter:
         raise ConflictError(
             "Another adapter came on stage during the evaluation.", "Start it again to compare with that one."
         )
-    wanted = {"base": None, "live": results[-1].adapter}.get(model, model)
-    if results[-1].adapter != wanted:
+    wanted = {"base": None, "live": latest.adapter}.get(model, model)
+    if latest.adapter != wanted:
         raise EngineError(
-            f"Adapter {model} was asked but {results[-1].adapter or 'the base model'} answered.",
+            f"Adapter {model} was asked but {latest.adapter or 'the base model'} answered.",
             "Check that the engine could load the adapter (see `understudy doctor`).",
         )
 

@@ -23,6 +23,7 @@ from feedback.store import FeedbackStore
 
 CARD = "card.json"
 SFT, PREFERENCE, HELDOUT = "sft.jsonl", "preference.jsonl", "heldout.jsonl"
+FEWEST = 8  # answers to imitate; fewer would only be learnt by heart
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def freeze(
     exclude: Iterable[str] = (),
     heldout_share: float = 0.2,
     seed: int = 7,
-    minimum: int = 8,
+    minimum: int = FEWEST,
     ungrounded: bool = False,
 ) -> Dataset:
     """Freeze today's feedback below `folder` (`data/datasets`) and note it in the database.
@@ -63,14 +64,14 @@ def freeze(
     itself and `seed`, so it stays held out in every later version. Raises TrainingError when fewer than
     `minimum` rows are left to train on, and StorageError when the disk is full.
     """
-    found, drops = examples(database, cite)
-    kept = _kept(found, exclude, ungrounded, drops)
-    held = [example for example in kept if is_held_out(example.key, heldout_share, seed)]
-    train = [example for example in kept if not is_held_out(example.key, heldout_share, seed)]
+    parts = split(
+        database, cite, exclude=exclude, heldout_share=heldout_share, seed=seed, ungrounded=ungrounded
+    )
+    drops = parts.drops
     rows = {
-        SFT: [example.sft() for example in best(train)],
-        PREFERENCE: [example.preference() for example in _distinct(train)],
-        HELDOUT: [example.case() for example in _one_each(held)],
+        SFT: [example.sft() for example in parts.imitate],
+        PREFERENCE: [example.preference() for example in parts.prefer],
+        HELDOUT: [example.case() for example in parts.heldout],
     }
     if len(rows[SFT]) < minimum:
         raise _too_few(len(rows[SFT]), minimum, len(rows[HELDOUT]), drops, FeedbackStore(database))
@@ -93,6 +94,33 @@ def freeze(
     dataset = load(folder, version)
     FeedbackStore(database).save_dataset(version, dataset.card)
     return dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """Today's feedback as a dataset takes it: answers to imitate, pairs, questions kept for the exam."""
+
+    imitate: list[Example]
+    prefer: list[Example]
+    heldout: list[Example]
+    drops: list[Drop]
+
+
+def split(
+    database: Database,
+    cite: Cite,
+    *,
+    exclude: Iterable[str] = (),
+    heldout_share: float = 0.2,
+    seed: int = 7,
+    ungrounded: bool = False,
+) -> Split:
+    """What `freeze` would freeze now; writes nothing."""
+    found, drops = examples(database, cite)
+    kept = _kept(found, exclude, ungrounded, drops)
+    held = [example for example in kept if is_held_out(example.key, heldout_share, seed)]
+    train = [example for example in kept if not is_held_out(example.key, heldout_share, seed)]
+    return Split(best(train), _distinct(train), _one_each(held), drops)
 
 
 def load(folder: Path, version: str) -> Dataset:
@@ -175,6 +203,6 @@ def _too_few(have: int, needed: int, held: int, drops: list[Drop], store: Feedba
     return TrainingError(
         f"There are {have} rows to train on and {needed} are needed"
         f" ({held} held out for evaluation, {len(drops)} dropped{': ' + reasons if reasons else ''}).",
-        f"{waiting} corrections wait for review; approve them, or collect more votes." if waiting
+        f"Approve the corrections that wait for review ({waiting}), or collect more votes." if waiting
         else "Vote on more answers or correct them, and have the corrections approved.",
     )  # fmt: skip

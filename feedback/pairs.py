@@ -90,18 +90,6 @@ class Drop:
     reason: str
 
 
-def sft_rows(database: Database, cite: Cite, *, ungrounded: bool = False) -> list[dict[str, Any]]:
-    """Rows to imitate; with `ungrounded` also those whose fact no passage shown holds."""
-    found, _ = examples(database, cite)
-    return [example.sft() for example in best(found) if ungrounded or example.grounded]
-
-
-def preference_rows(database: Database, cite: Cite, *, ungrounded: bool = False) -> list[dict[str, Any]]:
-    """Rows of a chosen and a rejected completion of the same prompt."""
-    found, _ = examples(database, cite)
-    return [example.preference() for example in found if example.pair and (ungrounded or example.grounded)]
-
-
 def examples(database: Database, cite: Cite) -> tuple[list[Example], list[Drop]]:
     """Every example that the feedback holds, in order of the exchanges, and what was dropped."""
     store = FeedbackStore(database)

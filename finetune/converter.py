@@ -19,7 +19,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from core.errors import ModelError, StorageError, UnderstudyError
+from core.errors import ModelError, StorageError, run_main
 from core.files import atomic_path, fsync_dir, read_json, sha256_of, write_json
 from core.settings import PROJECT, quiet_environment
 
@@ -219,7 +219,7 @@ def _run(arguments: list[str], partial: Path) -> None:
     if not installed():
         raise ModelError(
             "llama.cpp's converter is not installed.",
-            "Run `make setup`, or `python -m finetune.converter PATH_OF_THE_LLAMA_CPP_PYTHON_SDIST`.",
+            "Run `make run`, or `python -m finetune.converter PATH_OF_THE_LLAMA_CPP_PYTHON_SDIST`.",
         )
     _child("The GGUF converter", [sys.executable, "-m", "finetune.converter", "--run", *arguments])
     if not partial.exists():
@@ -268,13 +268,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(prog="python -m finetune.converter", description=__doc__)
     parser.add_argument("archive", type=Path, help=f"{ARCHIVE}.tar.gz")
-    try:
-        print(install(parser.parse_args(arguments).archive))
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    print(install(parser.parse_args(arguments).archive))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -11,7 +11,6 @@ and only if nobody promoted another one meanwhile.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from typing import Any
 from core.adapters import AdapterRegistry
 from core.catalog import CatalogModel, resolve
 from core.db import Database
-from core.errors import ConflictError, TrainingError
+from core.errors import ConflictError, TrainingError, run_main
 from core.files import read_json, sha256_of, write_json
 from core.runs import Run, Runs
 from core.settings import Settings, load_settings, quiet_environment
@@ -29,8 +28,7 @@ from evaluation import report
 from evaluation.exam import citer, engine, golden, set_exam
 from evaluation.gate import Verdict, judge
 from evaluation.run import Result, evaluate
-from feedback.dataset import PREFERENCE, SFT, Dataset, freeze, load
-from feedback.pairs import preference_rows, sft_rows
+from feedback.dataset import FEWEST, PREFERENCE, SFT, Dataset, freeze, load, split
 from finetune.export import Lineage, export
 from finetune.orders import Tell, outcome, run_here, run_job
 from finetune.plan import TrainingPlan, check_memory, choose_plan, describe, trainable_folder
@@ -38,6 +36,11 @@ from finetune.telling import Terminal
 from finetune.train import CARD, stage_name
 from finetune.training import run_training
 
+ABOUT = (
+    "Freeze votes and approved corrections into a dataset, train an adapter on it and judge it against the"
+    " one on stage. A better one takes the stage at once; the report says why or why not. A run that was"
+    " stopped goes on where it was."
+)
 ROWS = {"sft": SFT, "dpo": PREFERENCE, "grpo": SFT}
 
 
@@ -209,7 +212,7 @@ class Retraining:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`understudy retrain`: exits 0 when the run came to a verdict, whichever it was."""
-    parser = argparse.ArgumentParser(prog="understudy retrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="understudy retrain", description=ABOUT)
     parser.add_argument("--methods", help="training stages in order, such as sft,dpo (default: the setting)")
     parser.add_argument("--grpo", action="store_true", help="add a GRPO stage at the end")
     parser.add_argument("--four-bit", action="store_true", default=None, help="train on an NF4 base (QLoRA)")
@@ -242,14 +245,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dry_run(settings: Settings, database: Database, methods: list[str]) -> int:
     """Print what a run would train on and with, and what it would take; change nothing."""
     model, _ = resolve(settings)
-    cite = citer(model)
-    rows = {"sft": len(sft_rows(database, cite)), "dpo": len(preference_rows(database, cite))}
-    print(f"{rows['sft']} answers to imitate, {rows['dpo']} pairs; some will be held out for the exam")
+    questions = [row["question"] for row in golden(settings, database)]
+    parts = split(database, citer(model), exclude=questions, seed=settings.seed)
+    answers, pairs = len(parts.imitate), len(parts.prefer)
+    print(f"{answers} answers to imitate, {pairs} pairs, {len(parts.heldout)} questions kept for the exam")
+    if answers < FEWEST:
+        print(f"A run needs {FEWEST} answers to imitate: vote, correct, and approve corrections first.")
+        return 0
     for method in methods:
-        count = rows.get(method, rows["sft"])
+        count = pairs if method == "dpo" else answers
         print(describe(choose_plan(settings, model, method, settings.data_dir, count), count))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

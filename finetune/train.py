@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.errors import Cancelled, TrainingError, UnderstudyError
+from core.errors import Cancelled, TrainingError, run_main
 from core.files import owner_lock, read_json, write_json
 from core.settings import quiet_environment
 from finetune.checkpoints import complete, newest_complete, step_of
@@ -275,7 +275,7 @@ def _watch(trainer: Any, folder: Path, stop: Stop) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train the stages of a plan file; exits 0 when all are done, 3 when stopped, 1 on an error."""
+    """Train the stages of a plan file; exits 0 when all are done, 3 when stopped."""
     quiet_environment(OMP_WAIT_POLICY="passive")  # spinning threads: six times as slow on a busy computer
     parser = argparse.ArgumentParser(prog="python -m finetune.train", description=__doc__)
     parser.add_argument("plan", type=Path)
@@ -290,11 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     except Cancelled as error:
         print(error, file=sys.stderr)
         return EXIT_CANCELLED
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

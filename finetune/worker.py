@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from core.db import Database
-from core.errors import ConflictError, UnderstudyError
+from core.errors import ConflictError, run_main
 from core.files import owner_lock
 from core.jobs import Job, Jobs
 from core.runs import Runs
@@ -171,20 +170,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run the worker until it is told to stop."""
     quiet_environment()
     argparse.ArgumentParser(prog="python -m finetune.worker", description=__doc__).parse_args(argv)
-    try:
-        worker = Worker(load_settings())
+    worker = Worker(load_settings())
 
-        def ask(number: int, frame: object) -> None:
-            worker.stopping = True
+    def ask(number: int, frame: object) -> None:
+        worker.stopping = True
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ask)
-        worker.run()
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    worker.run()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

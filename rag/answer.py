@@ -18,7 +18,7 @@ from typing import Any
 
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
-from core.errors import EngineUnavailable, UnderstudyError
+from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.citations import Resolved, quotes, resolve, so_far, support
@@ -92,6 +92,7 @@ class Assistant:
             yield remark
             yield self._fixed(asked, remark, "chat")
             return
+        self._prompt(asked, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
         passages = self.retrieve(asked, history)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
@@ -105,6 +106,10 @@ class Assistant:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
         earlier = [message["content"] for message in history if message["role"] == "user"]
         return self.retriever.read_for(with_context(question, earlier), self.model)
+
+    def _prompt(self, asked: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+        room = self.model.context - self.settings.answer_tokens
+        return build(asked, passages, self.model, history, room=room)
 
     def _generate(
         self,
@@ -121,9 +126,7 @@ class Assistant:
             "stop": self.model.stop,
         }
         while True:
-            prompt = build(
-                asked, passages, self.model, history, room=self.model.context - self.settings.answer_tokens
-            )
+            prompt = self._prompt(asked, passages, history)
             turn = _Turn(prompt, sampling, timings, asked)
             try:
                 yield from self._show(turn, self.client.stream(prompt.messages, model, **sampling), stop)
@@ -249,7 +252,9 @@ def _read(stream: ReplyStream, arrived: queue.Queue[str | Exception | None], don
 def main(arguments: list[str] | None = None) -> int:
     """`understudy ask "question"`: the answer and its sources, or everything as JSON."""
     parser = argparse.ArgumentParser(
-        prog="understudy ask", description="Answer one question from the documents."
+        prog="understudy ask",
+        description="Answer one question from the documents, with citations. Uses the engine of a running"
+        " `understudy serve`, or starts one for this question.",
     )
     parser.add_argument("question", nargs="+", help="the question")
     parser.add_argument(
@@ -260,11 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     quiet_environment()
-    try:
-        answer = _ask_once(load_settings(), " ".join(options.question), options.model)
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    answer = _ask_once(load_settings(), " ".join(options.question), options.model)
     if options.json:
         shown = asdict(answer)
         wanted = (
@@ -301,4 +302,4 @@ def _ask_once(settings: Settings, question: str, model: str) -> Answer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import PurePath
 
-from core.errors import DocumentError
+from core.errors import DocumentError, first_line
 
 ZIP_TOTAL = 200 << 20
 ZIP_RATIO = 100
@@ -112,4 +112,4 @@ def check_archive(data: bytes) -> None:
                 if entry.filename.endswith((".xml", ".rels")) and re.search(rb"<!(?:DOCTYPE|ENTITY)", head):
                     raise DocumentError("The file defines XML entities, which no Office program writes.")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise DocumentError(f"The DOCX file is broken: {str(error)[:120]}", "Save it again.") from error
+        raise DocumentError(f"The DOCX file is broken: {first_line(error)}.", "Save it again.") from error

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from core.db import Database
-from core.errors import Cancelled, StorageError, UnderstudyError
+from core.errors import Cancelled, ConflictError, StorageError, UnderstudyError, run_main
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import PROJECT, Settings, child_environment, load_settings, quiet_environment
@@ -279,7 +279,7 @@ def _run_job(index: Index, database: Database, job_id: str, token: int) -> None:
     jobs = Jobs(database)
     job = jobs.get(job_id)
     if job.token != token:
-        raise UnderstudyError(f"Job {job_id} was taken over by another worker.")
+        raise ConflictError(f"Job {job_id} was taken over by another worker.")
 
     def report(share: float) -> None:
         if jobs.heartbeat(job, share, "Rebuilding the vector index …"):
@@ -305,28 +305,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--probe", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     quiet_environment()
-    try:
-        if options.probe is not None:
-            probe(options.probe)
-            return 0
-        settings = load_settings()
-        database = Database(settings.database)
-        index = Index(settings, database)
-        if options.job:
-            _run_job(index, database, options.job, options.token)
-            return 0
-        if options.action == "rebuild":
-            index.rebuild()
-        status = index.open()
-        print(
-            f"{index.passages.counts()[1]} vectors, generation {status.generation}: "
-            + ("ready." if status.usable else status.reason)
-        )
-        return 0 if status.usable else 1
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if options.probe is not None:
+        probe(options.probe)
+        return 0
+    settings = load_settings()
+    database = Database(settings.database)
+    index = Index(settings, database)
+    if options.job:
+        _run_job(index, database, options.job, options.token)
+        return 0
+    if options.action == "rebuild":
+        index.rebuild()
+    status = index.open()
+    print(
+        f"{index.passages.counts()[1]} vectors, generation {status.generation}: "
+        + ("ready." if status.usable else status.reason)
+    )
+    return 0 if status.usable else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

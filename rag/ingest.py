@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from core.db import Database, now_ms
-from core.errors import Cancelled, ConflictError, DocumentError, UnderstudyError
+from core.errors import Cancelled, ConflictError, DocumentError, UnderstudyError, run_main
 from core.files import owner_lock
 from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
-from rag.documents import Document, DocumentStore
+from rag.documents import Document, DocumentStore, display_name
 from rag.embed import Embedder
+from rag.filetypes import KINDS
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.reader import Reader
@@ -109,7 +109,7 @@ class Ingestor:
             document = self.documents.add_file(path, origin, reader)
         except DocumentError as error:
             summary.refused.append((path.name, error.message))
-            report(f"refused    {ascii(path.name)[1:-1]}: {error}")
+            report(f"refused    {display_name(path.name)}: {error}")
             return
         if document.status == "ready" or document.created_at < began:
             summary.unchanged += 1
@@ -117,7 +117,7 @@ class Ingestor:
         else:
             self.process(document)
             summary.added += 1
-            report(f"added      {document.name} ({document.chunks} chunks)")
+            report(f"added      {document.name} ({document.chunks} passages)")
 
     def add_samples(self, report: Report | None = None) -> int:
         """Add the sample documents, once per data folder, so that a deleted sample stays deleted.
@@ -187,35 +187,30 @@ def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`understudy ingest PATH ...`; exit code 2 when files were refused, 3 when another ingest runs."""
+    """`understudy ingest PATH ...`; exit code 2 when files were refused."""
     parser = argparse.ArgumentParser(
-        prog="understudy ingest", description="Add documents (files or folders)."
+        prog="understudy ingest",
+        description=f"Add documents to search: {', '.join(sorted(KINDS))}. Folders are read with all below"
+        " them. A file that is refused is named with the reason; stopping and repeating does no harm.",
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a file or a folder")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--token", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     quiet_environment()
-    try:
-        ingestor = open_ingestor(load_settings())
-        if options.job:
-            _run_job(ingestor, options.job, options.token)
-            return 0
-        if not options.paths:
-            parser.error("name at least one file or folder")
-        missing = [path for path in options.paths if not os.path.lexists(path)]
-        if missing:
-            raise DocumentError(f"{missing[0]} does not exist.", "Check the path.")
-        summary = ingestor.ingest(options.paths, lambda line: print(line, flush=True))
-    except ConflictError as error:
-        print(error, file=sys.stderr)
-        return 3
-    except UnderstudyError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if not options.job and not options.paths:
+        parser.error("name at least one file or folder")
+    missing = [path for path in options.paths if not os.path.lexists(path)]
+    if missing:
+        raise DocumentError(f"{missing[0]} does not exist.", "Check the path.")
+    ingestor = open_ingestor(load_settings())
+    if options.job:
+        _run_job(ingestor, options.job, options.token)
+        return 0
+    summary = ingestor.ingest(options.paths, lambda line: print(line, flush=True))
     print(f"{summary.added} added, {summary.unchanged} unchanged, {len(summary.refused)} refused.")
     return 2 if summary.refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

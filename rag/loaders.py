@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from core.errors import DocumentError
+from core.errors import DocumentError, first_line
 from rag.filetypes import KINDS, check_archive, decode, kind_of
 from rag.outline import Extracted, Outline
 from rag.pages import Run, lay_out
@@ -233,7 +233,7 @@ def _pdf(data: bytes, outline: Outline) -> None:
             raise DocumentError(f"The PDF has more than {MAX_PAGES:,} pages.", "Split it.")
         pages = [_runs(page) for page in reader.pages]
     except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise DocumentError(f"The PDF is broken: {str(error)[:120]}", "Save it again as PDF.") from error
+        raise DocumentError(f"The PDF is broken: {first_line(error)}.", "Save it again as PDF.") from error
     if not any(run.text.strip() for page in pages for run in page):
         raise DocumentError("No text found; scanned pages need OCR, which is not available.")
     lay_out(pages, outline)
@@ -285,7 +285,7 @@ def _docx(data: bytes, outline: Outline) -> None:
         SyntaxError,
         zipfile.BadZipFile,
     ) as error:
-        raise DocumentError(f"The DOCX file is broken: {str(error)[:120]}", "Save it again.") from error
+        raise DocumentError(f"The DOCX file is broken: {first_line(error)}.", "Save it again.") from error
 
 
 def _numbering(block: Any) -> bool:

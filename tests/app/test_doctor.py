@@ -49,6 +49,16 @@ def test_a_damaged_database_is_found(tmp_path: Path) -> None:
     assert levels(list(doctor.state(settings)))["database"] == "fail"
 
 
+def test_a_data_folder_that_is_a_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    [finding] = doctor.state(Settings(data_dir=tmp_path / "file"))
+    assert (finding.level, finding.what) == ("fail", "data folder")
+    assert "data_dir" in finding.next_step
+    [finding] = doctor.state(Settings(data_dir=tmp_path / "file" / "below"))
+    assert finding.level == "fail"
+    assert levels(list(doctor.state(Settings(data_dir=tmp_path / "to" / "be" / "made"))))["database"] == "ok"
+
+
 def test_a_taken_port_is_found(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import feedback.dataset
 from app import resources as shared
 from app.resources import USER, Resources, resources
 from core.adapters import Adapter
@@ -258,6 +259,10 @@ def test_a_run_is_submitted_watched_and_cancelled(parts: Resources, monkeypatch:
 
     monkeypatch.setattr(Jobs, "submit", submit)
     at = open_page("training")
+    assert "A run needs 8 answers to imitate" in shown(at)
+    assert next(button for button in at.button if button.label == "Start training").disabled
+    monkeypatch.setattr(feedback.dataset, "FEWEST", 0)
+    at = open_page("training")
     click(at, "Start training")
     assert submitted == [{"kind": "retrain", "payload": {"methods": ["sft", "dpo"], "four_bit": False}}]
     monkeypatch.undo()
@@ -294,6 +299,7 @@ def test_adapters_are_promoted_and_rolled_back_with_a_reason(parts: Resources) -
     make_adapter(parts, "reader-b", "refused")
     at = open_page("adapters")
     assert "The gate refused it" in shown(at)
+    assert "0.500 before, 0.700 after, on 60 cases" in shown(at)
     assert not any(element.key == "promote-reader-b" for element in at.button)
     next(e for e in at.button if e.key == "promote-reader-a").click()
     at.run()
@@ -330,8 +336,9 @@ def make_adapter(parts: Resources, name: str, verdict: str, dataset: str = "data
     write_bytes(folder / "adapter.gguf", b"GGUF" + name.encode())
     sha = sha256_of(folder / "adapter.gguf")
     write_json(folder / "card.json", {"sha256": sha})
+    figures = {"before": {"score": 0.5}, "after": {"score": 0.7}, "low": 0.1, "high": 0.3, "cases": 60}
     adapter = Adapter(
-        name, "builtin", "0" * 64, sha, "run1", dataset, None, "sft+dpo", verdict, {"score": 0.7}, now_ms()
+        name, "builtin", "0" * 64, sha, "run1", dataset, None, "sft+dpo", verdict, figures, now_ms()
     )
     parts.registry.register(adapter)
     return adapter

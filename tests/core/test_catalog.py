@@ -10,6 +10,7 @@ import pytest
 from core import catalog
 from core.catalog import BUILTIN, CATALOG, CHATML, FAMILIES, LLAMA3, QWEN3, local_model, main, pull, resolve
 from core.errors import ModelError, StorageError
+from core.files import sha256_of
 from core.settings import PROJECT, Settings, child_environment
 from tests.tiny import TinyModel
 
@@ -113,6 +114,7 @@ def test_pull_without_a_network_fails_in_one_sentence(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "could not be downloaded" in done.stderr
     assert "copy it to" in done.stderr
+    assert "models pull" not in done.stderr  # that is what was just tried
     assert not list(tmp_path.rglob("*.gguf"))
 
 
@@ -123,6 +125,7 @@ class Hub:
         import huggingface_hub
 
         self.files = files
+        self.hashes: dict[str, str] = {}
         self.fail_after: int | None = None
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
@@ -130,7 +133,10 @@ class Hub:
     def model_info(self, _repo: str, **_options: object) -> object:
         from types import SimpleNamespace
 
-        siblings = [SimpleNamespace(rfilename=name, size=len(data)) for name, data in self.files.items()]
+        siblings = []
+        for name, data in self.files.items():
+            lfs = SimpleNamespace(sha256=self.hashes[name]) if name in self.hashes else None
+            siblings.append(SimpleNamespace(rfilename=name, size=len(data), lfs=lfs))
         return SimpleNamespace(sha="abc", siblings=siblings)
 
     def download(self, _repo: str, *, local_dir: Path, allow_patterns: list[str], **_options: object) -> None:
@@ -155,6 +161,19 @@ def test_pull_installs_only_what_is_complete(
     hub.files = {model.gguf_file: tiny_model.gguf.read_bytes()}
     assert pull(settings, model) == catalog.installed(settings, model)
     assert sorted(path.name for path in (tmp_path / "models" / model.id).iterdir()) == [model.gguf_file]
+
+
+def test_pull_compares_the_hash_that_the_hub_names(
+    tmp_path: Path, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, settings = CATALOG["smollm2-360m"], Settings(data_dir=tmp_path)
+    hub = Hub({model.gguf_file: tiny_model.gguf.read_bytes()}, monkeypatch)
+    hub.hashes[model.gguf_file] = "0" * 64
+    with pytest.raises(ModelError, match="arrived damaged"):
+        pull(settings, model)
+    assert not list(tmp_path.rglob("*.gguf"))  # so that the next pull does not go on from it
+    hub.hashes[model.gguf_file] = sha256_of(tiny_model.gguf)
+    assert pull(settings, model) == catalog.installed(settings, model)
 
 
 def test_pull_trainable_takes_no_pickles_and_all_or_nothing(

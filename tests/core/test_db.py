@@ -242,5 +242,6 @@ def test_a_backup_of_a_busy_database_is_whole(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="cannot be made") as caught:
         Database(tmp_path / "file" / "d.db")
+    assert "backup" not in caught.value.next_step  # nothing is broken, the setting is wrong

@@ -38,6 +38,20 @@ def test_no_reply_can_write_into_the_report(tmp_path: Path) -> None:
     assert "javascript:" not in text
 
 
+def test_cases_that_could_not_be_asked_are_counted_and_left_out(tmp_path: Path) -> None:
+    """The report and the verdict are those of the other cases; a sentence says how many are missing."""
+    gap = [replace(BEFORE[0], scores={}), *BEFORE[1:]]
+    full, verdict = judge(BEFORE[1:], AFTER[1:]), judge(gap, AFTER)
+    assert verdict == full
+    text = write_report(tmp_path / "report.md", gap, AFTER, verdict, LINEAGE)
+    assert "longer than the model's context: 1." in text
+    assert "longer than the model's context: 1." in table(gap, AFTER)
+    assert "left out" not in table(BEFORE, AFTER).lower()
+    figures = summary(gap, AFTER, verdict)
+    assert figures["cases"] == len(AFTER) - 1
+    assert figures["before"] == summary(BEFORE[1:], AFTER[1:], full)["before"]
+
+
 def test_the_table_is_aligned_plain_text() -> None:
     lines = table(BEFORE, AFTER).splitlines()
     assert lines[0].split() == ["measure", "before", "after", "change"]

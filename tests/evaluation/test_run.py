@@ -12,8 +12,8 @@ import pytest
 from core.errors import Cancelled, ConflictError, EngineError, ModelError, StorageError
 from core.settings import load_settings
 from evaluation import run
-from evaluation.run import Result, evaluate, load_results, mean, quote_replies
-from rag.model import ModelClient, Reply, engine_client
+from evaluation.run import Result, asked_of_both, evaluate, load_results, mean, quote_replies
+from rag.model import ModelClient, PromptTooLong, Reply, engine_client
 from rag.prompt import REFUSAL
 from tests.evaluation.made import case
 
@@ -116,6 +116,33 @@ def test_a_promotion_in_between_does_not_mix_two_models(client: ModelClient) -> 
     with pytest.raises(EngineError, match="a1 was asked"):
         evaluate(Swapped(client, [None]), CASES, "a1")
     assert len(evaluate(Swapped(client, ["a1", "a1", "a1"]), CASES, "a1")) == 3
+
+
+class Narrow:
+    """The same client, whose context is too small for the questions that hold `word`."""
+
+    def __init__(self, client: ModelClient, word: str) -> None:
+        self.client = client
+        self.word = word
+
+    def generate(self, messages: list[dict[str, str]], model: str = "live", **options: object) -> Reply:
+        if self.word in messages[-1]["content"]:
+            raise PromptTooLong("The prompt has 2,000 tokens and this model holds 1,024.")
+        return self.client.generate(messages, model, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("word", ["notice period?", "gets the letter?", "founded it?"])
+def test_a_prompt_that_the_context_does_not_hold_is_left_out(
+    client: ModelClient, tmp_path: Path, word: str
+) -> None:
+    results = evaluate(Narrow(client, word), CASES, "base", folder=tmp_path)  # type: ignore[arg-type]
+    assert [result.asked for result in results] == [word not in case.question for case in CASES]
+    assert load_results(tmp_path) == results
+    asked = [result for result in results if result.asked]
+    assert mean(results) == pytest.approx(sum(result.score for result in asked) / 2)
+    whole = evaluate(client, CASES, "base")
+    assert asked_of_both(whole, results)[1] == asked
+    assert [result.case_id for result in asked_of_both(whole, results)[0]] == [r.case_id for r in asked]
 
 
 def test_an_engine_that_stays_away_ends_the_evaluation(

@@ -104,7 +104,7 @@ def test_evaluation_questions_are_dropped_and_named(house: House, tmp_path: Path
 def test_too_little_feedback_says_how_much_is_missing(house: House, tmp_path: Path) -> None:
     house.store.correct(house.ask("What is the notice period?"), "ann", "The notice period is 30 days.")
     with pytest.raises(
-        TrainingError, match=r"There are 0 rows to train on and 8 are needed.*1 corrections wait"
+        TrainingError, match=r"There are 0 rows to train on and 8 are needed.*wait for review \(1\)"
     ):
         frozen(house, tmp_path)
     assert not (tmp_path / "datasets").exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from core.db import Database
 from core.types import Answer
-from feedback.pairs import REFUSAL, preference_rows, sft_rows
+from feedback.pairs import REFUSAL, Cite, best, examples
 from rag import prompt
 from tests.feedback.made import House, answer, cite, passage, with_history
 
@@ -15,6 +17,16 @@ RAW = "[1] The notice period is 30 days."
 
 def recorded(house: House, made: Answer, question: str = QUESTION, user: str = "ann") -> str:
     return house.store.record(house.store.start_conversation(user, "x"), user, question, made)
+
+
+def sft_rows(database: Database, cite: Cite, *, ungrounded: bool = False) -> list[dict[str, Any]]:
+    found, _ = examples(database, cite)
+    return [example.sft() for example in best(found) if ungrounded or example.grounded]
+
+
+def preference_rows(database: Database, cite: Cite, *, ungrounded: bool = False) -> list[dict[str, Any]]:
+    found, _ = examples(database, cite)
+    return [example.preference() for example in found if example.pair and (ungrounded or example.grounded)]
 
 
 def completions(house: House, *, ungrounded: bool = False) -> list[str]:

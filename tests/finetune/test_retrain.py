@@ -189,14 +189,22 @@ def test_a_run_keeps_to_its_model(settings: Settings, database: Database) -> Non
 def test_dry_run_shows_and_changes_nothing(
     settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    retrain.dry_run(settings, database, ["sft", "dpo"])
+    assert "A run needs 8 answers" in capsys.readouterr().out
     give_feedback(database, 20)
     retrain.dry_run(settings, database, ["sft", "dpo"])
     printed = capsys.readouterr().out
-    assert "20 answers to imitate, 20 pairs" in printed
-    assert "sft: 15 steps of 4 rows" in printed
     assert "GB and" in printed
     assert Runs(database).list() == []
     assert not (settings.data_dir / "datasets").exists()
+    # the figures are those of the dataset that a run would freeze
+    loop(settings, database, Runs(database).start({"methods": ["sft"], "four_bit": False})).freeze()
+    [folder] = (settings.data_dir / "datasets").iterdir()
+    counts = read_json(folder / "card.json")["counts"]
+    assert counts["sft"] + counts["heldout"] == 20
+    assert f"{counts['sft']} answers to imitate, {counts['preference']} pairs" in printed
+    assert f"{counts['heldout']} questions kept for the exam" in printed
+    assert f"sft: {3 * -(-counts['sft'] // 4)} steps of 4 rows" in printed
 
 
 def test_progress_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

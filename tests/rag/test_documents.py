@@ -103,7 +103,7 @@ REFUSED = {
 def test_a_refused_document_leaves_nothing(name: str, store: DocumentStore, reader: Reader) -> None:
     with pytest.raises(DocumentError) as refusal:
         store.add(name, REFUSED[name], "upload", reader)
-    assert refusal.value.message
+    assert refusal.value.message.endswith(".")  # a sentence, whatever a parser said in it
     assert store.list() == []
     assert not store.folder.exists() or list(store.folder.iterdir()) == []
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.db import Database
-from core.errors import StorageError
+from core.errors import ConflictError, StorageError
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings, child_environment
@@ -179,5 +179,6 @@ def test_the_job_reports_and_finishes(
     monkeypatch.setattr(module, "load_settings", lambda: settings)
     assert main(["--job", job.id, "--token", str(job.token)]) == 0
     assert jobs.get(job.id).status == "done"
-    assert main(["--job", job.id, "--token", "99"]) == 1
+    with pytest.raises(ConflictError, match="taken over"):
+        main(["--job", job.id, "--token", "99"])
     assert main(["check"]) == 0

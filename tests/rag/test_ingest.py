@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.db import Database
-from core.errors import Cancelled, ConflictError
+from core.errors import Cancelled, ConflictError, DocumentError
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings
@@ -131,13 +131,13 @@ def test_commands_exit_codes(
     out = capsys.readouterr().out
     assert "unchanged  guide.md" in out
     assert "refused    empty.md: The file is empty." in out
-    assert main([str(folder / "nowhere.md")]) == 1
-    assert "does not exist" in capsys.readouterr().err
-    with owner_lock(settings.data_dir / "ingest.lock", "x"):
-        assert main([str(folder)]) == 3
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert "already in use by process" in lines[0]
+    with pytest.raises(DocumentError, match="does not exist"):
+        main([str(folder / "nowhere.md")])
+    with (
+        owner_lock(settings.data_dir / "ingest.lock", "x"),
+        pytest.raises(ConflictError, match="already in use by process"),
+    ):
+        main([str(folder)])
 
 
 def test_help_is_quick_and_needs_no_libraries() -> None:
@@ -164,7 +164,8 @@ def test_the_job_processes_what_is_pending(
     jobs.submit("ingest")
     job = jobs.lease(("ingest",))
     assert job is not None
-    assert main(["--job", job.id, "--token", str(job.token - 1)]) == 3
+    with pytest.raises(ConflictError, match="taken over"):
+        main(["--job", job.id, "--token", str(job.token - 1)])
     assert main(["--job", job.id, "--token", str(job.token)]) == 0
     assert jobs.get(job.id).status == "done"
     assert jobs.get(job.id).result == {"documents": 1}
