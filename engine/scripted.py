@@ -131,8 +131,8 @@ class ScriptedBackend:
                 os.abort()
             if piece := reading.text.push(word.encode()):
                 outputs.append((work, Piece(piece)))
-            reading.due += reading.line.delay_ms / 1000
             if reading.line.delay_ms:
+                reading.due = time.monotonic() + reading.line.delay_ms / 1000
                 break
         return outputs
 

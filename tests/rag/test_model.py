@@ -20,7 +20,7 @@ ASK: list[Message] = [
 ]
 SCRIPT = [
     {"match": "notice period", "reply": "[1] The notice period is 30 days.", "delay_ms": 5},
-    {"match": "crash", "reply": "one two three four five six seven eight", "delay_ms": 5, "crash": True},
+    {"match": "crash", "reply": "one two three four five six seven eight", "delay_ms": 25, "crash": True},
     {"match": "slow", "reply": "word " * 200, "delay_ms": 50},
 ]
 
