@@ -193,7 +193,8 @@ def _silence(library: Any) -> None:
 
     def remember(level: int, text: bytes | None, _data: Any) -> None:
         global _last_words
-        if level == 4 and text:  # GGML_LOG_LEVEL_ERROR
+        # the last error of a failed load only says that it failed; the one before says why
+        if level == 4 and text and b"failed to load model" not in text:  # GGML_LOG_LEVEL_ERROR
             _last_words = text.decode("utf-8", "replace").strip()[:300]
 
     _callback = library.llama_log_callback(remember)
