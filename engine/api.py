@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from core.errors import EngineUnavailable, UnderstudyError
+from core.errors import EngineUnavailable, NotFoundError, UnderstudyError
 from engine.adapters import Stage
 from engine.reply import Reply, error_body
 from engine.requests import MAX_BODY_BYTES, BadRequest, parse
@@ -36,6 +36,7 @@ class Api:
             routes=[
                 Route("/health", self.health),
                 Route("/v1/models", self._locked(self.models)),
+                Route("/v1/models/{id}", self._locked(self.model)),
                 Route("/v1/chat/completions", self._locked(self.chat), methods=["POST"]),
                 Route("/v1/completions", self._locked(self.complete), methods=["POST"]),
                 Route("/queue", self._locked(self.queue)),
@@ -85,9 +86,20 @@ class Api:
 
     async def models(self, _request: HttpRequest) -> Response:
         """What `model` may name."""
-        names = ["live", "base", *self.stage.loaded]
-        common = {"object": "model", "created": int(self.started), "owned_by": "understudy"}
-        return JSONResponse({"object": "list", "data": [{"id": name} | common for name in names]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._names()]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        """One of them."""
+        name = request.path_params["id"]
+        if name not in self._names():
+            raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
+        return JSONResponse(self._model(name))
+
+    def _names(self) -> list[str]:
+        return ["live", "base", *self.stage.loaded]
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": int(self.started), "owned_by": "understudy"}
 
     async def queue(self, request: HttpRequest) -> Response:
         """The load, and with `?key=` the place of that user's or conversation's request (0: in work)."""
