@@ -118,6 +118,10 @@ class Api:
             "kv_tokens": (facts.get("cached_tokens", 0), "Prompt tokens in the key-value cache."),
             "kv_tokens_limit": (facts.get("cache_tokens", 0), "Tokens the key-value cache can hold."),
             "adapters": (len(self.stage.loaded), "Adapters in memory."),
+            "owner_pause_seconds": (
+                scheduler.longest_pause,
+                "Longest pause for loading or freeing an adapter.",
+            ),
             "adapter_swaps": (self.stage.swaps, "Changes of the adapter on stage since the start."),
         }
         return PlainTextResponse(scheduler.metrics.render(gauges), media_type="text/plain; version=0.0.4")

@@ -77,6 +77,7 @@ class Scheduler:
         self._line: WaitingLine[Ticket] = WaitingLine()
         self._working: dict[Work, Ticket] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.longest_pause = 0.0  # seconds that adapter work kept the owner thread from stepping
         self._reply_seconds = 1.0  # of the last replies, on average
         self._stopping = False
         self._changed = threading.Condition()
@@ -202,7 +203,9 @@ class Scheduler:
             calls = list(self._calls)
             self._calls.clear()
         for work, future in calls:
+            began = time.monotonic()
             _settle(work, future)
+            self.longest_pause = max(self.longest_pause, time.monotonic() - began)
         self._sweep()
         self._admit()
         self._tell_positions()
