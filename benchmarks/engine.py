@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import Heard, Server, Workload, percentile
+from benchmarks.load import FILLER, Heard, Server, Workload, percentile
 from benchmarks.peers import available
 from benchmarks.shapes import QUANTS, SHAPES, Shape, random_adapter, random_gguf
 from benchmarks.table import Row, main
@@ -93,7 +93,7 @@ def _model(trial: Trial, quick: bool) -> list[Row]:
             gaps[kind] = peer.gap(trial.load, 4, _long(trial))
     rows += _together(trial, ours, peers)
     if "lock" in gaps:
-        name = f"{trial.name}: longest gap in 4 streams, long prompt arriving"
+        name = f"{trial.name}: longest silence in 4 streams, long prompt arriving"
         rows.append(_at_most(name, gap, "s", gaps["lock"], 0.25))
     return rows
 
@@ -163,9 +163,13 @@ def _rate(heard: Sequence[Heard], seconds: float) -> float:
 
 
 def _second_turn(trial: Trial, server: Server) -> list[Row]:
-    messages = trial.load.messages(77)
-    cold = server.ask(messages, trial.load.answer, prompt_cache_key="turns")
-    more = [*messages, {"role": "assistant", "content": cold.text}, {"role": "user", "content": "And then?"}]
+    load = trial.load
+    messages = Workload(load.prompt, 0, load.answer).messages(77)
+    cold = server.ask(messages, load.answer, prompt_cache_key="turns")
+    # not the reply itself: the random models' spellings are not what their tokenizer would make of them
+    answer = FILLER * (load.answer // len(FILLER) + 1)
+    more = [*messages, {"role": "assistant", "content": answer[: load.answer]}]
+    more.append({"role": "user", "content": "And then?"})
     warm = server.ask(more, 8, prompt_cache_key="turns")
     if warm.error:  # the built-in model holds one turn only
         return []

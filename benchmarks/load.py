@@ -45,6 +45,11 @@ class Heard:
         """The longest wait between two pieces."""
         return max((b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)), default=0.0)
 
+    @property
+    def longest_silence(self) -> float:
+        """The longest wait for a piece, the first one too: a server that lets others wait has no gaps."""
+        return max(self.first, self.longest_gap)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -105,7 +110,7 @@ class Server:
         return heard, time.monotonic() - began
 
     def gap(self, workload: Workload, streams: int, long: int) -> float:
-        """The longest wait between pieces of running streams when a prompt of `long` characters arrives."""
+        """The longest silence in streams when a prompt of `long` characters arrives among them."""
         started = threading.Barrier(streams + 1)
 
         def client(number: int) -> Heard:
@@ -117,7 +122,7 @@ class Server:
             started.wait()
             time.sleep(1.0)
             self.ask(Workload(long, 0, 8).messages(99), 8)
-            return max(future.result().longest_gap for future in running)
+            return max(future.result().longest_silence for future in running)
 
     def close(self) -> None:
         """Close the connections."""

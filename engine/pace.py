@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from engine.context import BATCH
 
-STREAM_SECONDS = 0.25  # the longest wait for the next token that a prompt may cause others
-ALONE_SECONDS = 0.75  # a cancelled prompt is let go within this time
+STREAM_SECONDS = 0.3  # the longest wait for the next token that a prompt may cause others
+ALONE_SECONDS = 0.9  # a cancelled prompt is let go within this time
 SMALLEST = 16  # below this the kernels are no faster than one token at a time
 _MEMORY = 0.7  # share of the old estimate in the new one
 
