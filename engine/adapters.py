@@ -204,25 +204,26 @@ class Stage:
 
         Raises ModelError, and frees the adapter, when its numbers are not finite or it says nothing at all.
         """
-        events: queue.Queue[Event] = queue.Queue()
-        made = 0
         try:
-            for request in canaries():
-                ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
-                self.scheduler.submit(ticket)
-                while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
-                    if isinstance(event, Failed):
-                        raise event.error
-                made += event.completion_tokens
-            require_words(made)
-        except BaseException as error:
+            require_words(sum(self._try(request, adapter_id) for request in canaries()))
+        except BaseException:
             self._free(adapter_id)
-            if isinstance(error, queue.Empty):
-                raise ModelError(
-                    f"Adapter {adapter_id} did not answer its self-test in time.",
-                    "Try again when it is quiet.",
-                ) from error
             raise
+
+    def _try(self, request: Request, adapter_id: str) -> int:
+        """Tokens that an adapter answers a canary prompt with."""
+        events: queue.Queue[Event] = queue.Queue()
+        ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
+        self.scheduler.submit(ticket)
+        try:
+            while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
+                if isinstance(event, Failed):
+                    raise event.error
+        except queue.Empty:
+            self.scheduler.cancel(ticket)
+            message = f"Adapter {adapter_id} did not answer its self-test in time."
+            raise ModelError(message, "Try again when it is quiet.") from None
+        return event.completion_tokens
 
     def _checked(self, adapter: Adapter) -> Path:
         assert self._base_file is not None

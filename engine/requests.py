@@ -164,7 +164,10 @@ def _content(content: Any, where: str) -> str:
 
 
 def _prompt(body: dict[str, Any]) -> str:
-    return _text(body.get("prompt"), "prompt")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:  # OpenAI's list of prompts, of which one is taken
+        (prompt,) = prompt
+    return _text(prompt, "prompt")
 
 
 def _text(value: Any, where: str) -> str:

@@ -20,7 +20,7 @@ from engine.context import BASE, Variant
 # Evaluated in whole blocks, so that llama.cpp's kernels, which take four rows at a time, see the same rows
 BLOCK = 64
 PREFIXES = 8  # system messages kept, of all adapters
-PREFIX_BYTES = 256 << 20
+PREFIX_BYTES = 128 << 20
 
 
 @dataclass(eq=False)
