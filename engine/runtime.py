@@ -1,8 +1,8 @@
 """llama.cpp as a backend: continuous batching of many replies over one model.
 
 Every step makes two kinds of calls. One evaluates the next token of every running reply under one adapter;
-the other a chunk of one prompt, sized so that running replies wait a quarter of a second at most. Replies
-join when their prompt was evaluated and leave when they end; nobody waits for a batch to be full or finished
+the other a chunk of a prompt, sized so that running replies wait a third of a second at most. Replies join
+when their prompt was evaluated and leave when they end; nobody waits for a batch to be full or finished
 (iteration-level scheduling: Yu et al., Orca, OSDI 2022; chunked prefill: Agrawal et al., Sarathi, 2023).
 An adapter acts on a whole call, so the adapters in work take turns, one a step.
 """
@@ -28,6 +28,7 @@ from engine.prompts import encode, prepare
 from engine.requests import Request
 from engine.running import Ends, Running
 from engine.slots import BLOCK, Prefixes, Slots
+from engine.widths import Widths
 
 
 class LlamaBackend:
@@ -45,6 +46,7 @@ class LlamaBackend:
         self._slots = Slots(0)
         self._prefixes = Prefixes()
         self._pace = Pace()
+        self._widths = Widths()
         self._running: list[Running] = []
         self._scales: dict[str, float] = {}
         self._retired: set[str] = set()
@@ -161,10 +163,10 @@ class LlamaBackend:
         outputs: list[Output] = []
         try:
             context.use(variant)
-            outputs += self._decode(context, [running for running in group if running.prefilled])
+            self._decode(context, [running for running in group if running.prefilled], outputs)
             waiting = [running for running in group if not running.prefilled]
             if waiting:
-                outputs += self._prefill(context, waiting)
+                self._prefill(context, waiting, outputs)
         except ModelError as error:
             outputs += [(running.work, Failed(error)) for running in group if running in self._running]
             for running in group:
@@ -178,19 +180,21 @@ class LlamaBackend:
             return variants[0]
         return variants[(variants.index(self._turn) + 1) % len(variants)]
 
-    def _decode(self, context: NativeContext, group: Sequence[Running]) -> list[Output]:
-        if not group:
-            return []
+    def _decode(self, context: NativeContext, group: Sequence[Running], outputs: list[Output]) -> None:
+        """A token for each of a group, in one call or, where that is quicker, in several."""
         # llama.cpp batches sequences only in rising order
-        group = sorted(group, key=lambda running: running.slot.number if running.slot else 0)
-        rows = [(r.token, r.position, r.slot.number, True) for r in group if r.slot]
-        if not context.decode(rows):
-            return []
-        return [output for row, running in enumerate(group) for output in self._sample(context, running, row)]
+        waiting = sorted(group, key=lambda running: running.slot.number if running.slot else 0)
+        for width in self._widths.split(len(group)) if group else ():
+            part, waiting = waiting[:width], waiting[width:]
+            rows = [(r.token, r.position, r.slot.number, True) for r in part if r.slot]
+            with self._widths.timed(width):
+                if not context.decode(rows):
+                    return
+            for row, running in enumerate(part):
+                outputs += self._sample(context, running, row)
 
-    def _prefill(self, context: NativeContext, waiting: Sequence[Running]) -> list[Output]:
+    def _prefill(self, context: NativeContext, waiting: Sequence[Running], outputs: list[Output]) -> None:
         """Chunks of prompts in the order in which they came, as many as running replies can wait for."""
-        outputs: list[Output] = []
         left = self._pace.chunk(streaming=any(running.prefilled for running in self._running))
         for running in waiting:
             if left <= 0:
@@ -204,7 +208,6 @@ class LlamaBackend:
                 break
             if running.prefilled:
                 outputs += self._first(context, running, chunk - 1)
-        return outputs
 
     def _seat(self, context: NativeContext, running: Running) -> None:
         """Give a reply a sequence with as much of its prompt as may be reused."""

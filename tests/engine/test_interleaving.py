@@ -137,5 +137,6 @@ def test_two_hundred_interleavings(tiny_model: TinyModel, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_thousand_interleavings(tiny_model: TinyModel, tmp_path: Path) -> None:
     interleave(tiny_model, tmp_path, 2000 // CLIENTS)
