@@ -62,9 +62,15 @@ class Workload:
     def messages(self, seed: int) -> list[dict[str, str]]:
         """A question of its own for each seed."""
         rng = random.Random(seed)
-        own = f"{rng.randrange(10**9):09d} {FILLER}"
         rules = (FILLER * (self.shared // len(FILLER) + 1))[: self.shared]
-        text = (own * (self.prompt // len(own) + 1))[: self.prompt - self.shared]
+        question = f"Question: What is the notice period of contract {rng.randrange(10**6):06d}?"
+        lines = [f"{question}\n\nHandbook > Notice"]
+        room = self.prompt - self.shared - 2 * len(question)
+        while sum(map(len, lines)) < room:
+            days = rng.randrange(10, 99)
+            line = f"[{len(lines)}] The notice period of contract {rng.randrange(10**6):06d} is {days} days."
+            lines.append(line[: max(1, room - sum(map(len, lines)))])
+        text = "\n".join(lines) + f"\n\n{question}"
         return [{"role": "system", "content": rules}, {"role": "user", "content": text}]
 
 

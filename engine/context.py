@@ -43,6 +43,9 @@ class NativeContext:
                 "Set a smaller context or fewer slots.",
             )
         self.memory: Any = self._lib.llama_get_memory(self.pointer)
+        if not self.memory:
+            self.close()
+            raise ModelError("This model embeds texts and writes none.", "Choose a chat model.")
         self.context = min(limits.context, int(self._lib.llama_n_ctx_seq(self.pointer)))
         self._make_batch()
         self._watch()
@@ -133,6 +136,8 @@ class NativeContext:
         self._batch.n_tokens = count
         code = self._lib.llama_decode(self.pointer, self._batch)
         if code == 0:
+            # a GPU works on after the call; whoever times it must not be told of the launch alone
+            self._lib.llama_synchronize(self.pointer)
             return True
         if code == 2 or self._flag[0]:
             return False
@@ -140,11 +145,12 @@ class NativeContext:
 
     # sequences
 
-    def cut(self, sequence: int, start: int) -> None:
-        """Forget a sequence's tokens from position `start` on."""
-        if not self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1):
-            self._lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)
-            raise ModelError("This model's cache cannot be shortened.", "Ask again.")
+    def cut(self, sequence: int, start: int) -> bool:
+        """Forget a sequence's tokens from position `start` on; False when all of it had to go."""
+        if self._lib.llama_memory_seq_rm(self.memory, sequence, start, -1):
+            return True
+        self._lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)  # a recurrent state has no positions
+        return False
 
     def save(self, sequence: int) -> bytes:
         """A copy of everything one sequence holds, kept in this process and never written out."""

@@ -51,7 +51,8 @@ class Reply:
     async def _next(self, seconds: float | None = None) -> Event | None:
         """The next event, None after `seconds`; raises what a Failed carries."""
         try:
-            event = await asyncio.wait_for(self._events.get(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for would make a task for every piece
+                event = await self._events.get()
         except TimeoutError:
             return None
         if isinstance(event, Started):

@@ -214,7 +214,8 @@ class LlamaBackend:
         work, prompt = running.work, running.work.prompt
         reusable = () if running.scored else prompt.tokens
         slot = running.slot = self._slots.take(running.variant, work.owner, reusable or (0,))
-        context.cut(slot.number, len(slot.tokens))
+        if not context.cut(slot.number, len(slot.tokens)):
+            slot.tokens = ()
         length = prompt.shared // BLOCK * BLOCK
         if reusable and length > len(slot.tokens):
             data = self._prefixes.find(running.variant, prompt.tokens[:length])
