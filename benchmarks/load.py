@@ -115,8 +115,8 @@ class Server:
             heard = list(pool.map(client, range(count)))
         return heard, time.monotonic() - began
 
-    def gap(self, workload: Workload, streams: int, long: int) -> float:
-        """The longest silence in streams when a prompt of `long` characters arrives among them."""
+    def gap(self, workload: Workload, streams: int, long: int) -> tuple[float, float]:
+        """The longest silence and gap in streams when a prompt of `long` characters arrives among them."""
         started = threading.Barrier(streams + 1)
 
         def client(number: int) -> Heard:
@@ -128,7 +128,8 @@ class Server:
             started.wait()
             time.sleep(1.0)
             self.ask(Workload(long, 0, 8).messages(99), 8)
-            return max(future.result().longest_silence for future in running)
+            heard = [future.result() for future in running]
+        return max(h.longest_silence for h in heard), max(h.longest_gap for h in heard)
 
     def close(self) -> None:
         """Close the connections."""
