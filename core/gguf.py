@@ -38,6 +38,17 @@ _ARRAY_TYPES = {
     "tokenizer.ggml.scores": (6,),
     "tokenizer.ggml.token_type": (4, 5),
 }
+# what llama.cpp asserts instead of refusing, by key without the architecture: the process would abort
+_MODEL_RANGES = {
+    "block_count": (1, 512),
+    "context_length": (1, 1 << 24),
+    "embedding_length": (1, 1 << 17),
+    "attention.head_count": (1, 1024),
+    "attention.head_count_kv": (1, 1024),
+    "attention.key_length": (1, 4096),
+    "attention.value_length": (1, 4096),
+    "rope.dimension_count": (2, 4096),
+}
 # ggml type -> (values in a block, bytes of a block)
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
@@ -112,7 +123,20 @@ def check_gguf(path: Path, kind: str = "model") -> GgufInfo:
         raise ModelError(f"{path} holds a {info.kind}, not a {kind}.", f"Give the GGUF of a {kind}.")
     if not info.architecture or not info.shapes:
         raise ModelError(f"{path} names no architecture or has no tensors.", "Download or export it again.")
+    if kind == "model":
+        _check_dimensions(info)
     return info
+
+
+def _check_dimensions(info: GgufInfo) -> None:
+    """Raise ModelError for dimensions that llama.cpp would believe, or end the process over."""
+    for name, (low, high) in _MODEL_RANGES.items():
+        value = info.metadata.get(f"{info.architecture}.{name}", low)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ModelError(
+                f"{info.path} is not a usable GGUF file: its {name} is {value!r:.40}.",
+                "Download or export it again.",
+            )
 
 
 def refuse_pickle(path: Path) -> None:

@@ -39,6 +39,7 @@ class Settings:
     model: str = "builtin"  # a catalog id, or the path of a .gguf file
     context: int = 0  # tokens of context; 0 takes the catalog's
     threads: int = 0  # CPU threads of the engine; 0 takes every core
+    slots: int = 0  # replies generated at once; 0 takes as many as fit in an eighth of the memory, at most 8
     gpu_layers: int = -1  # layers put on a GPU when llama.cpp was built for one; -1 is all
     passages: int = 0  # passages put into a prompt; 0 takes the catalog's
     chunk_tokens: int = 120  # tokens of a chunk (MiniLM reads 256 at most)
@@ -132,6 +133,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "engine_port": (0, 65535),
     "context": (0, 1_048_576),
     "threads": (0, 1024),
+    "slots": (0, 64),
     "gpu_layers": (-1, 10_000),
     "passages": (0, 32),
     "chunk_tokens": (32, 256),

@@ -7,6 +7,7 @@ answering. A failure is reported and tried again only after a pause, or when the
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import OrderedDict
@@ -16,16 +17,20 @@ from typing import Any
 
 from core.adapters import Adapter, AdapterRegistry
 from core.db import Database, audit
-from core.errors import ModelError, NotFoundError, UnderstudyError
+from core.errors import ConflictError, ModelError, NotFoundError, UnderstudyError
 from core.files import read_json, sha256_of, write_json
 from core.settings import Settings
-from engine.backend import Backend
-from engine.scheduler import Scheduler
+from engine.backend import Backend, Failed, Finished, Prompt
+from engine.canary import canaries, require_words
+from engine.requests import BadRequest, Request
+from engine.scheduler import Event, Scheduler, Ticket
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 KEEP_ASIDE = 2  # adapters kept beside the one on stage, for comparing candidates
 MAX_CRASHES = 2
+MAX_SCALE = 2.0
+TRIAL_SECONDS = 120.0
 TRIAL = "engine-trial.json"
 
 
@@ -39,6 +44,7 @@ class Stage:
         self.base = base
         self.live: str | None = None
         self.seq = 0
+        self.swaps = 0
         self.error = ""
         self.scheduler = Scheduler(backend, self.adapter_of)
         self._settings = settings
@@ -47,6 +53,7 @@ class Stage:
         self._backend = backend
         self._registry: AdapterRegistry | None = None
         self._aside: OrderedDict[str, None] = OrderedDict()
+        self._scales: dict[str, float] = {}
         self._failed_seq: int | None = None
         self._retry_at = 0.0
         self._lock = threading.Lock()
@@ -61,6 +68,17 @@ class Stage:
     def facts(self) -> dict[str, Any]:
         """What the backend says about the model."""
         return self._backend.facts()
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """The loaded adapters with their scale, the one on stage first."""
+        return [
+            {"id": name, "on_stage": name == self.live, "scale": self._scales.get(name, 1.0)}
+            for name in self.loaded
+        ]
+
+    def prepare(self, request: Request) -> Prompt:
+        """A request's prompt, encoded and checked (raises BadRequest)."""
+        return self._backend.prepare(request)
 
     def fingerprint(self, adapter_id: str | None) -> str:
         """`<base>@<adapter or base>`, as every reply carries it."""
@@ -130,11 +148,37 @@ class Stage:
             self._aside[name] = None
             self._evict()
 
+    def scale(self, name: str, scale: float) -> None:
+        """How strongly an adapter acts on requests from now on: 1 as trained, 0 not at all.
+
+        Raises BadRequest outside 0 to MAX_SCALE, otherwise what `ensure` raises.
+        """
+        if not 0 <= scale <= MAX_SCALE:
+            raise BadRequest(f"scale must lie from 0 to {MAX_SCALE:g}.", "scale")
+        if name in ("live", "base", self.base):
+            raise NotFoundError(f"{name} is no adapter's id.", "See GET /adapters.")
+        self.ensure(name)
+        self.scheduler.call(lambda: self._backend.scale_adapter(name, scale)).result()
+        self._scales[name] = scale
+
+    def unload(self, name: str) -> None:
+        """Free an adapter that is not on stage; replies in work finish on it.
+
+        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests wait for it.
+        """
+        with self._lock:
+            if name not in self.loaded:
+                raise NotFoundError(f"No adapter {name} is loaded.", "See GET /adapters.")
+            if name == self.live or name in self.scheduler.models_in_use():
+                raise ConflictError(f"Adapter {name} is in use.", "Roll back first, or wait.")
+            self._free(name)
+
     def _switch(self, wanted: str | None, seq: int) -> None:
         registry = self._open()
         if wanted is not None and wanted not in self.loaded and registry is not None:
             self._load(registry.get(wanted))
         old, self.live, self.seq = self.live, wanted, seq
+        self.swaps += old != wanted
         self._aside.pop(wanted or "", None)
         if old is not None and old != wanted:
             self._aside[old] = None
@@ -148,9 +192,38 @@ class Stage:
         path = Path() if self._base_file is None else self._checked(adapter)
         self._trial(adapter, over=False)
         try:
+            self._backend.check_adapter(adapter.id, path)
             self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
+            if self._base_file is not None:
+                self._self_test(adapter.id)
         finally:
             self._trial(adapter, over=True)
+
+    def _self_test(self, adapter_id: str) -> None:
+        """Let a loaded adapter answer the canary prompts beside the replies in work.
+
+        Raises ModelError, and frees the adapter, when its numbers are not finite or it says nothing at all.
+        """
+        try:
+            require_words(sum(self._try(request, adapter_id) for request in canaries()))
+        except BaseException:
+            self._free(adapter_id)
+            raise
+
+    def _try(self, request: Request, adapter_id: str) -> int:
+        """Tokens that an adapter answers a canary prompt with."""
+        events: queue.Queue[Event] = queue.Queue()
+        ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
+        self.scheduler.submit(ticket)
+        try:
+            while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
+                if isinstance(event, Failed):
+                    raise event.error
+        except queue.Empty:
+            self.scheduler.cancel(ticket)
+            message = f"Adapter {adapter_id} did not answer its self-test in time."
+            raise ModelError(message, "Try again when it is quiet.") from None
+        return event.completion_tokens
 
     def _checked(self, adapter: Adapter) -> Path:
         assert self._base_file is not None
@@ -182,9 +255,15 @@ class Stage:
             write_json(note, crashes)
 
     def _evict(self) -> None:
-        while len(self._aside) > KEEP_ASIDE:
-            stale, _ = self._aside.popitem(last=False)
-            self.scheduler.call(lambda stale=stale: self._backend.free_adapter(stale)).result()  # type: ignore[misc]
+        """Free adapters that nobody asks for, oldest first, until few are kept."""
+        idle = [name for name in self._aside if name not in self.scheduler.models_in_use()]
+        for name in idle[: max(0, len(self._aside) - KEEP_ASIDE)]:
+            self._free(name)
+
+    def _free(self, name: str) -> None:
+        self._aside.pop(name, None)
+        self._scales.pop(name, None)
+        self.scheduler.call(lambda: self._backend.free_adapter(name)).result()
 
     def _open(self) -> AdapterRegistry | None:
         if self._registry is None and self._settings.database.exists():

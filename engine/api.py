@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from core.errors import EngineUnavailable, UnderstudyError
+from core.errors import EngineUnavailable, NotFoundError, UnderstudyError
 from engine.adapters import Stage
 from engine.reply import Reply, error_body
 from engine.requests import MAX_BODY_BYTES, BadRequest, parse
 
-# an answer's status can only be a proper HTTP error while nothing was sent; after this the stream is opened
-PATIENCE_SECONDS = 2.0
-RETRY_AFTER = {"Retry-After": "2"}
+# an answer's status can only be a proper HTTP error while nothing was sent; after this the stream is opened,
+# so that whoever waits in the line sees his place within half a second
+PATIENCE_SECONDS = 0.3
 
 
 class Api:
@@ -36,9 +36,15 @@ class Api:
             routes=[
                 Route("/health", self.health),
                 Route("/v1/models", self._locked(self.models)),
+                Route("/v1/models/{id}", self._locked(self.model)),
                 Route("/v1/chat/completions", self._locked(self.chat), methods=["POST"]),
                 Route("/v1/completions", self._locked(self.complete), methods=["POST"]),
+                Route("/queue", self._locked(self.queue)),
+                Route("/metrics", self._locked(self.metrics)),
+                Route("/adapters", self._locked(self.adapters)),
                 Route("/adapters/sync", self._locked(self.sync), methods=["POST"]),
+                Route("/adapters/{id}", self._locked(self.load), methods=["POST"]),
+                Route("/adapters/{id}", self._locked(self.unload), methods=["DELETE"]),
             ],
         )
 
@@ -48,11 +54,11 @@ class Api:
         async def guarded(request: HttpRequest) -> Response:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
             if not secrets.compare_digest(given, self._key):
-                return error_response(BadRequest("The engine's key is missing or wrong.", status=401))
+                return self._error(BadRequest("The engine's key is missing or wrong.", status=401))
             try:
                 response: Response = await handler(request)
             except (UnderstudyError, BadRequest) as error:
-                return error_response(error)
+                return self._error(error)
             return response
 
         return guarded
@@ -80,9 +86,68 @@ class Api:
 
     async def models(self, _request: HttpRequest) -> Response:
         """What `model` may name."""
-        names = ["live", "base", *self.stage.loaded]
-        common = {"object": "model", "created": int(self.started), "owned_by": "understudy"}
-        return JSONResponse({"object": "list", "data": [{"id": name} | common for name in names]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._names()]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        """One of them."""
+        name = request.path_params["id"]
+        if name not in self._names():
+            raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
+        return JSONResponse(self._model(name))
+
+    def _names(self) -> list[str]:
+        return ["live", "base", *self.stage.loaded]
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": int(self.started), "owned_by": "understudy"}
+
+    async def queue(self, request: HttpRequest) -> Response:
+        """The load, and with `?key=` the place of that user's or conversation's request (0: in work)."""
+        scheduler = self.stage.scheduler
+        key = request.query_params.get("key", "")
+        return JSONResponse({**scheduler.load, "position": scheduler.position(key) if key else None})
+
+    async def metrics(self, _request: HttpRequest) -> Response:
+        """Everything counted, as Prometheus reads it."""
+        scheduler, facts = self.stage.scheduler, self.stage.facts()
+        load = scheduler.load
+        gauges = {
+            "waiting": (load["waiting"], "Requests in the waiting line."),
+            "running": (load["running"], "Requests in work."),
+            "slots": (load["slots"], "Requests that can be in work at once."),
+            "kv_tokens": (facts.get("cached_tokens", 0), "Prompt tokens in the key-value cache."),
+            "kv_tokens_limit": (facts.get("cache_tokens", 0), "Tokens the key-value cache can hold."),
+            "adapters": (len(self.stage.loaded), "Adapters in memory."),
+            "owner_pause_seconds": (
+                scheduler.longest_pause,
+                "Longest pause for loading or freeing an adapter.",
+            ),
+            "adapter_swaps": (self.stage.swaps, "Changes of the adapter on stage since the start."),
+        }
+        return PlainTextResponse(scheduler.metrics.render(gauges), media_type="text/plain; version=0.0.4")
+
+    async def adapters(self, _request: HttpRequest) -> Response:
+        """The loaded adapters and their scales."""
+        return JSONResponse({"data": self.stage.adapters(), "base": self.stage.base, "live": self.stage.live})
+
+    async def load(self, request: HttpRequest) -> Response:
+        """Load an adapter of the registry, and set its scale when the body names one."""
+        self._require_ready()
+        name, body = request.path_params["id"], await _body(request, empty={})
+        scale = body.get("scale") if isinstance(body, dict) else None
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise BadRequest("scale must be a number.", "scale")
+        if scale is None:
+            await asyncio.to_thread(self.stage.ensure, name)
+        else:
+            await asyncio.to_thread(self.stage.scale, name, float(scale))
+        return await self.adapters(request)
+
+    async def unload(self, request: HttpRequest) -> Response:
+        """Free an adapter that is not on stage."""
+        self._require_ready()
+        await asyncio.to_thread(self.stage.unload, request.path_params["id"])
+        return await self.adapters(request)
 
     async def sync(self, _request: HttpRequest) -> Response:
         """Follow the registry now; `error` is empty when the right adapter is on stage."""
@@ -107,7 +172,8 @@ class Api:
         request = parse(kind, await _body(http))
         self._require_ready()
         await asyncio.to_thread(self.stage.ensure, request.model)
-        reply = Reply(self.stage, request)
+        prompt = await asyncio.to_thread(self.stage.prepare, request)
+        reply = Reply(self.stage, request, prompt)
         try:
             if request.stream:
                 first = await reply.first(PATIENCE_SECONDS, http)
@@ -119,21 +185,23 @@ class Api:
             reply.cancel()
             raise
 
+    def _error(self, error: Exception) -> JSONResponse:
+        """An error as OpenAI shapes it, and how soon to come back when that may help."""
+        body, status = error_body(error)
+        again = {"Retry-After": str(self.stage.scheduler.retry_after)}
+        return JSONResponse(body, status, headers=again if status in (429, 503) else None)
 
-async def _body(http: HttpRequest) -> Any:
-    """The decoded JSON body (raises BadRequest; 413 when it is too large)."""
+
+async def _body(http: HttpRequest, empty: Any = None) -> Any:
+    """The decoded JSON body, or `empty` (raises BadRequest; 413 when it is too large)."""
     data = b""
     async for chunk in http.stream():
         data += chunk
         if len(data) > MAX_BODY_BYTES:
             raise BadRequest(f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413)
+    if not data and empty is not None:
+        return empty
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.") from None
-
-
-def error_response(error: Exception) -> JSONResponse:
-    """An error as OpenAI shapes it."""
-    body, status = error_body(error)
-    return JSONResponse(body, status, headers=RETRY_AFTER if status in (429, 503) else None)

@@ -1,10 +1,13 @@
-"""What the scheduler drives: llama.cpp in service, or a script of replies in tests and demos."""
+"""What the scheduler drives: llama.cpp in service, or a script of replies in tests and demos.
+
+A backend works on several replies at once. `begin` takes one on, every `step` advances all of them a little
+and says what came out, `end` lets one go early.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,17 +17,39 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A request's token ids. The first `shared` of them are the system message's, the same for every user."""
+
+    tokens: tuple[int, ...]
+    shared: int = 0
+
+
+@dataclass(frozen=True)
 class Begun:
-    """The prompt was accepted and is being evaluated."""
+    """The prompt is being evaluated; `cached_tokens` of it had been evaluated before."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's text and natural log probability, with the most probable ones at its place.
+
+    `logprob` is None for the first token of a given text, which nothing predicts.
+    """
+
+    text: str
+    logprob: float | None
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The next characters of a reply; never half a character."""
+    """The next characters of a reply; never half a character. Log probabilities only when asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,52 +59,72 @@ class Finished:
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
-Part = Begun | Piece | Finished
+@dataclass(frozen=True)
+class Failed:
+    """The end of a reply that came to nothing."""
+
+    error: Exception
 
 
-class StopFlag:
-    """Set by any thread, read between tokens, and by llama.cpp inside a long prompt evaluation.
+Part = Begun | Piece | Finished | Failed
 
-    `buffer` holds an empty C string until the flag is set and a one-character string after it.
-    """
 
-    def __init__(self) -> None:
-        self.buffer = bytearray(2)
-        self.reason: Literal["", "cancelled", "timeout"] = ""
-        self._lock = threading.Lock()
+@dataclass(eq=False)
+class Work:
+    """One reply in work. `adapter_id` None is the bare base model; `owner` may reuse its own prompts."""
 
-    def set(self, reason: Literal["cancelled", "timeout"]) -> None:
-        """Ask the generation to stop; the first reason stays."""
-        with self._lock:
-            if not self.reason:
-                self.reason = reason
-                self.buffer[0] = 1
+    request: Request
+    prompt: Prompt
+    adapter_id: str | None
+    owner: str = ""
+    state: Any = field(default=None, repr=False)  # the backend's own
 
-    @property
-    def is_set(self) -> bool:
-        """Whether somebody asked to stop."""
-        return bool(self.reason)
+
+Output = tuple[Work, Part]
 
 
 class Backend(Protocol):
-    """One loaded model. Every method runs on the owner thread, one at a time."""
+    """One loaded model. Methods run on the owner thread, one at a time, unless they say otherwise."""
+
+    @property
+    def slots(self) -> int:
+        """How many replies can be in work at once."""
 
     def load(self) -> None:
         """Load the model (raises ModelError)."""
 
+    def check_adapter(self, adapter_id: str, path: Path) -> None:
+        """Whether an adapter's file is sound and fits, on any thread (raises ModelError)."""
+
     def load_adapter(self, adapter_id: str, path: Path) -> None:
-        """Load an adapter and try it on canary prompts (raises ModelError and keeps nothing)."""
+        """Load a checked adapter (raises ModelError and keeps nothing)."""
+
+    def scale_adapter(self, adapter_id: str, scale: float) -> None:
+        """How strongly an adapter acts on replies begun from now on; 1 is as trained."""
 
     def free_adapter(self, adapter_id: str) -> None:
-        """Forget an adapter; unknown ids are ignored."""
+        """Forget an adapter once no reply uses it; unknown ids are ignored."""
 
-    def generate(self, request: Request, adapter_id: str | None, stop: StopFlag) -> Iterator[Part]:
-        """Yield Begun, the reply's pieces and exactly one Finished (raises BadRequest or ModelError)."""
+    def prepare(self, request: Request) -> Prompt:
+        """Encode and check a prompt, on any thread (raises BadRequest when it does not fit)."""
+
+    def begin(self, work: Work) -> None:
+        """Take a reply on; at most `slots` may be in work."""
+
+    def step(self) -> Sequence[Output]:
+        """Advance every reply in work a little; each ends with exactly one Finished or Failed."""
+
+    def end(self, work: Work) -> Finished:
+        """Let a reply go early, with the counts so far."""
+
+    def interrupt(self) -> None:
+        """Make a long `step` return soon, for ever after; on any thread, when the engine stops."""
 
     def facts(self) -> dict[str, Any]:
-        """What /health reports about the model."""
+        """What /health reports about the model, on any thread."""
 
     def close(self) -> None:
         """Free everything native; nothing may be called after it."""

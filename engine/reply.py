@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from core.errors import EngineBusy, ModelError, NotFoundError, UnderstudyError
+from core.errors import ConflictError, EngineBusy, ModelError, NotFoundError, UnderstudyError
 from engine.adapters import Stage
-from engine.backend import Begun, Finished, Piece
+from engine.backend import Begun, Failed, Finished, Piece, Prompt, TokenLogprob
 from engine.requests import BadRequest, Request
-from engine.scheduler import Event, Failed, Started, Ticket
+from engine.scheduler import Event, Queued, Started, Ticket
 
 KEEP_ALIVE_SECONDS = 10.0
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class Reply:
 
     stage: Stage
     request: Request
+    prompt: Prompt
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = ""
@@ -40,7 +41,7 @@ class Reply:
         def deliver(event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._ticket = Ticket(self.request, deliver)
+        self._ticket = Ticket(self.request, self.prompt, deliver)
         self.stage.scheduler.submit(self._ticket)
 
     def cancel(self) -> None:
@@ -50,7 +51,8 @@ class Reply:
     async def _next(self, seconds: float | None = None) -> Event | None:
         """The next event, None after `seconds`; raises what a Failed carries."""
         try:
-            event = await asyncio.wait_for(self._events.get(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for would make a task for every piece
+                event = await self._events.get()
         except TimeoutError:
             return None
         if isinstance(event, Started):
@@ -60,11 +62,13 @@ class Reply:
         return event
 
     async def first(self, seconds: float, http: HttpRequest) -> Event | None:
-        """Wait until the prompt was accepted, or `seconds`: errors until then get their HTTP status."""
+        """Wait until the prompt has its turn, or `seconds`: errors until then get their HTTP status."""
 
         async def accepted() -> Event | None:
-            while isinstance(event := await self._next(seconds), Started):
-                pass
+            until = time.monotonic() + seconds
+            event = None
+            while not isinstance(event, Begun | Piece | Finished) and (left := until - time.monotonic()) > 0:
+                event = await self._next(left) or event
             return event
 
         return await _unless_gone(accepted(), http)
@@ -73,13 +77,13 @@ class Reply:
         """The complete response object."""
 
         async def gather() -> dict[str, Any]:
-            text = ""
+            pieces: list[Piece] = []
             while True:
                 event = await self._next()
                 if isinstance(event, Piece):
-                    text += event.text
+                    pieces.append(event)
                 elif isinstance(event, Finished):
-                    return self._object(text, event)
+                    return self._object(pieces, event)
 
         return await _unless_gone(gather(), http)
 
@@ -89,8 +93,8 @@ class Reply:
             opened = False
             event = first
             while True:
-                if event is None:
-                    yield ": waiting\n\n"
+                if event is None or isinstance(event, Queued):
+                    yield f": waiting, place {self._ticket.position}\n\n" if event else ": waiting\n\n"
                 elif isinstance(event, Begun | Piece | Finished):
                     if not opened and self.request.kind == "chat":
                         yield self._chunk({"role": "assistant", "content": ""})
@@ -110,27 +114,36 @@ class Reply:
         if isinstance(event, Begun):
             return []
         if isinstance(event, Piece):
-            return [self._chunk({"content": event.text})]
+            return [self._chunk({"content": event.text}, logprobs=event.logprobs)]
         chunks = [self._chunk({}, event.reason if event.reason != "cancelled" else "stop")]
         if self.request.usage_in_stream:
             chunks.append(_data(self._head(".chunk") | {"choices": [], "usage": _usage(event)}))
         return chunks
 
-    def _chunk(self, delta: dict[str, str], reason: str | None = None) -> str:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+    def _chunk(
+        self, delta: dict[str, str], reason: str | None = None, logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> str:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+        choice["logprobs"] = self._logprobs(logprobs) if logprobs else None
         if self.request.kind == "chat":
             choice["delta"] = delta
         else:
             choice["text"] = delta.get("content", "")
         return _data(self._head(".chunk") | {"choices": [choice]})
 
-    def _object(self, text: str, end: Finished) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end.reason, "logprobs": None}
+    def _object(self, pieces: list[Piece], end: Finished) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        noted = tuple(token for piece in pieces for token in piece.logprobs)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end.reason}
+        choice["logprobs"] = self._logprobs(noted) if self.request.logprobs is not None else None
         if self.request.kind == "chat":
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
         return self._head() | {"choices": [choice], "usage": _usage(end)}
+
+    def _logprobs(self, tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        return _chat_logprobs(tokens) if self.request.kind == "chat" else _text_logprobs(tokens)
 
     def _head(self, suffix: str = "") -> dict[str, Any]:
         chat = self.request.kind == "chat"
@@ -175,6 +188,8 @@ def error_body(error: Exception) -> tuple[dict[str, Any], int]:
         kind, code, status, parameter = "invalid_request_error", error.code, error.status, error.parameter
     elif isinstance(error, EngineBusy):
         kind, code, status = "rate_limit_error", "engine_busy", 429
+    elif isinstance(error, ConflictError):
+        kind, code, status = "invalid_request_error", "conflict", 409
     elif isinstance(error, NotFoundError):
         kind, code, status = "invalid_request_error", "model_not_found", 404
     elif isinstance(error, ModelError):
@@ -182,11 +197,38 @@ def error_body(error: Exception) -> tuple[dict[str, Any], int]:
     return {"error": {"message": str(error), "type": kind, "param": parameter, "code": code}}, status
 
 
-def _usage(end: Finished) -> dict[str, int]:
+def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    def entry(text: str, logprob: float | None) -> dict[str, Any]:
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    return {
+        "content": [
+            entry(token.text, token.logprob) | {"top_logprobs": [entry(*pair) for pair in token.top]}
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _text_logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [None if token.logprob is None else dict(token.top) for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def _usage(end: Finished) -> dict[str, Any]:
     return {
         "prompt_tokens": end.prompt_tokens,
         "completion_tokens": end.completion_tokens,
         "total_tokens": end.prompt_tokens + end.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
     }
 
 

@@ -18,6 +18,7 @@ MAX_MESSAGES = 512
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 200
 MAX_NAME_CHARACTERS = 200
+MAX_LOGPROBS = 20
 DEFAULT_TOKENS = 512
 ROLES = ("system", "user", "assistant")
 _RANGES: dict[str, tuple[float, float, float]] = {  # default, lowest, highest
@@ -29,7 +30,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {  # default, lowest, highest
     "repeat_penalty": (1.0, 0.5, 2.0),
 }
 # asking for these and getting plain text would be a silent lie
-_UNSUPPORTED = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "grammar", "audio", "suffix")
+_UNSUPPORTED = ("tools", "functions", "logit_bias", "grammar", "audio", "suffix")
 
 
 class BadRequest(Exception):
@@ -63,7 +64,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request. `messages` of a chat, or `prompt` of a plain completion, never both."""
+    """A checked request. `messages` of a chat, or `prompt` of a plain completion, never both.
+
+    `logprobs` is how many of the most probable tokens to tell beside each one (None: nothing at all). With
+    `echo` the prompt's text comes first. `user` is who shares the engine fairly; `key` is whose earlier
+    prompts may be reused, a conversation's or a user's. Both are empty when the client names nobody.
+    """
 
     kind: Literal["chat", "text"]
     model: str
@@ -72,6 +78,10 @@ class Request:
     sampling: Sampling
     stream: bool
     usage_in_stream: bool
+    logprobs: int | None = None
+    echo: bool = False
+    user: str = ""
+    key: str = ""
 
 
 def parse(kind: Literal["chat", "text"], body: Any) -> Request:
@@ -81,21 +91,47 @@ def parse(kind: Literal["chat", "text"], body: Any) -> Request:
     for key in _UNSUPPORTED:
         if body.get(key):
             raise BadRequest(f"{key} is not supported.", key)
-    if _integer(body, "n", 1, 1, 1 << 62) != 1:
-        raise BadRequest("n must be 1.", "n")
+    for key in ("n", "best_of"):
+        if _integer(body, key, 1, 1, 1 << 62) != 1:
+            raise BadRequest(f"{key} must be 1.", key)
     form = body.get("response_format") or {"type": "text"}
     if form != {"type": "text"}:
         raise BadRequest("response_format is not supported.", "response_format")
     options = body.get("stream_options")
+    user = _name(body, "user") or _name(body, "safety_identifier")
+    echo = kind == "text" and _flag(body, "echo")
     return Request(
         kind=kind,
         model=_model(body),
         messages=_messages(body) if kind == "chat" else (),
         prompt=_prompt(body) if kind == "text" else "",
-        sampling=_sampling(body),
+        sampling=_sampling(body, fewest=0 if echo else 1),
         stream=_flag(body, "stream"),
         usage_in_stream=isinstance(options, dict) and _flag(options, "include_usage"),
+        logprobs=_logprobs(kind, body),
+        echo=echo,
+        user=user,
+        key=_name(body, "prompt_cache_key") or user,
     )
+
+
+def _name(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
+    if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME_CHARACTERS):
+        raise BadRequest(f"{key} must be a string of at most {MAX_NAME_CHARACTERS} characters.", key)
+    return value or ""
+
+
+def _logprobs(kind: Literal["chat", "text"], body: dict[str, Any]) -> int | None:
+    """A number in plain completions; in chats a flag beside the number `top_logprobs`."""
+    if kind == "text":
+        count = _integer(body, "logprobs", -1, 0, MAX_LOGPROBS)
+        return None if count < 0 else count
+    wanted = _flag(body, "logprobs")
+    count = _integer(body, "top_logprobs", 0, 0, MAX_LOGPROBS)
+    if count and not wanted:
+        raise BadRequest("top_logprobs needs logprobs to be true.", "top_logprobs")
+    return count if wanted else None
 
 
 def _model(body: dict[str, Any]) -> str:
@@ -128,7 +164,10 @@ def _content(content: Any, where: str) -> str:
 
 
 def _prompt(body: dict[str, Any]) -> str:
-    return _text(body.get("prompt"), "prompt")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:  # OpenAI's list of prompts, of which one is taken
+        (prompt,) = prompt
+    return _text(prompt, "prompt")
 
 
 def _text(value: Any, where: str) -> str:
@@ -140,13 +179,13 @@ def _text(value: Any, where: str) -> str:
     return value.encode("utf-8", "replace").decode("utf-8")
 
 
-def _sampling(body: dict[str, Any]) -> Sampling:
+def _sampling(body: dict[str, Any], fewest: int) -> Sampling:
     numbers = {key: _number(body, key, *bounds) for key, bounds in _RANGES.items()}
     key = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     seed = _integer(body, "seed", -1, -(1 << 63), (1 << 64) - 1)
     return Sampling(
         # more than any context holds is clamped to what is left there
-        max_tokens=min(_integer(body, key, DEFAULT_TOKENS, 1, 1 << 62), 1 << 20),
+        max_tokens=min(_integer(body, key, DEFAULT_TOKENS, fewest, 1 << 62), 1 << 20),
         top_k=min(_integer(body, "top_k", 0, 0, 1 << 31), 1 << 20),
         seed=secrets.randbits(32) if seed == -1 else seed % (1 << 32),
         stop=_stops(body.get("stop")),

@@ -1,9 +1,16 @@
-"""llama.cpp as a backend: load the model, try adapters, generate one reply at a time."""
+"""llama.cpp as a backend: continuous batching of many replies over one model.
+
+Every step makes two kinds of calls. One evaluates the next token of every running reply under one adapter;
+the other a chunk of a prompt, sized so that running replies wait a third of a second at most. Replies join
+when their prompt was evaluated and leave when they end; nobody waits for a batch to be full or finished
+(iteration-level scheduling: Yu et al., Orca, OSDI 2022; chunked prefill: Agrawal et al., Sarathi, 2023).
+An adapter acts on a whole call, so the adapters in work take turns, one a step.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,173 +18,305 @@ from core.catalog import CatalogModel
 from core.errors import ModelError
 from core.gguf import GgufInfo, check_adapter_fits, check_gguf, template_digest
 from core.settings import Settings
-from engine.backend import Begun, Finished, FinishReason, Part, Piece, StopFlag
-from engine.native import Limits, NativeModel
-from engine.requests import BadRequest, Request, Sampling
-from engine.template import render
-from engine.text import TextStream
-
-CANARIES = (
-    "What is the notice period?",
-    "Question: Who may sign?\n\nHandbook > Signing\n[1] The board signs.\n\nQuestion: Who may sign?",
-    "Grüße! 1 2 3 — 你好",
-)
-CANARY_TOKENS = 8
-TINY_BILLIONS = 0.05
-# no text comes near this many characters a token; more is refused before seconds go into tokenizing it
-CHARACTERS_PER_TOKEN = 64
+from engine.backend import Failed, Finished, Output, Part, Prompt, Work
+from engine.canary import CANARY_TOKENS, canaries, require_words
+from engine.context import OUTPUTS, NativeContext, Variant
+from engine.limits import limits_of
+from engine.native import NativeModel
+from engine.pace import Pace
+from engine.prompts import encode, prepare
+from engine.requests import Request
+from engine.running import Ends, Running
+from engine.slots import BLOCK, Prefixes, Slots
+from engine.widths import Widths
 
 
 class LlamaBackend:
-    """One GGUF model in llama.cpp. Every method runs on the owner thread."""
+    """One GGUF model in llama.cpp, working on up to `slots` replies at once."""
 
     def __init__(self, settings: Settings, model: CatalogModel, path: Path) -> None:
         self.model = model
         self.path = path
         self.info: GgufInfo | None = None
-        self._limits = Limits(
-            settings.context or model.context, settings.threads or _threads(model), settings.gpu_layers
-        )
+        self._settings = settings
+        self.limits = limits_of(settings, model, None)
         self._native: NativeModel | None = None
-        self._ends: frozenset[int] = frozenset()
-        self._stops: tuple[str, ...] = ()
+        self._context: NativeContext | None = None
+        self._ends = Ends()
+        self._slots = Slots(0)
+        self._prefixes = Prefixes()
+        self._pace = Pace()
+        self._widths = Widths()
+        self._running: list[Running] = []
+        self._scales: dict[str, float] = {}
+        self._retired: set[str] = set()
+        self._turn: Variant | None = None
+        self._vocabulary = threading.Lock()  # against `close` while another thread tokenizes
+
+    @property
+    def slots(self) -> int:
+        """How many replies can be in work at once."""
+        return self.limits.slots
 
     def load(self) -> None:
         """Check the header, load the model and prove that it generates (raises ModelError)."""
         self.info = check_gguf(self.path)
-        native = NativeModel(self.path, self._limits)
-        self._native = native
+        self.limits = limits_of(self._settings, self.model, self.info)
+        self._native = native = NativeModel(self.path, self.limits.gpu_layers)
+        self._context = NativeContext(native, self.limits)
+        self._slots = Slots(self.limits.slots)
         # a stop that is one control token never shows up as text
         ids = {text: native.control_id(text) for text in self.model.stop}
-        self._ends = frozenset(token for token in ids.values() if token is not None)
-        self._stops = tuple(text for text, token in ids.items() if token is None)
-        self._try()
+        self._ends = Ends(
+            frozenset(token for token in ids.values() if token is not None),
+            tuple(text for text, token in ids.items() if token is None),
+        )
+        self._test_itself()
+
+    def _test_itself(self) -> None:
+        native, _ = self._loaded()
+        made = 0
+        for request in canaries():
+            tokens = encode(native, self.model, request).tokens[: self.limits.context - CANARY_TOKENS - 1]
+            work = Work(request, Prompt(tokens), None)
+            self.begin(work)
+            for part in self._to_end():
+                if isinstance(part, Failed):
+                    raise part.error
+                made += part.completion_tokens if isinstance(part, Finished) else 0
+        require_words(made)
+
+    def _to_end(self) -> Iterator[Part]:
+        while self._running:
+            for _, part in self.step():
+                yield part
+
+    # adapters
+
+    def check_adapter(self, adapter_id: str, path: Path) -> None:
+        """Check an adapter's header and that it fits this model, on any thread (raises ModelError)."""
+        if self.info is None:
+            raise ModelError("No model is loaded.", "Wait until /health says ready.")
+        check_adapter_fits(check_gguf(path, "adapter"), self.info)
 
     def load_adapter(self, adapter_id: str, path: Path) -> None:
-        """Check, load and try an adapter; what was loaded under this id is replaced (raises ModelError)."""
-        native, info = self._loaded()
-        check_adapter_fits(check_gguf(path, "adapter"), info)
+        """Load an adapter; what was loaded under this id is replaced (raises ModelError)."""
+        if any(running.variant[0] == adapter_id for running in self._running):
+            raise ModelError(f"Adapter {adapter_id} is answering just now.", "Load it again later.")
+        native, context = self._loaded()
+        self._forget(adapter_id, context)
         native.load_adapter(adapter_id, path)
-        try:
-            native.use(adapter_id)
-            self._try()
-        except BaseException:
-            native.free_adapter(adapter_id)
-            raise
+        self._retired.discard(adapter_id)
+
+    def scale_adapter(self, adapter_id: str, scale: float) -> None:
+        """Set how strongly an adapter acts on replies begun from now on."""
+        self._scales[adapter_id] = scale
 
     def free_adapter(self, adapter_id: str) -> None:
-        """Take an adapter out of use and free its memory."""
-        self._loaded()[0].free_adapter(adapter_id)
+        """Free an adapter once the replies that use it have ended."""
+        self._retired.add(adapter_id)
+        self._free_retired()
 
-    def generate(self, request: Request, adapter_id: str | None, stop: StopFlag) -> Iterator[Part]:
-        """Yield Begun, whole characters as they come, then one Finished.
+    def _free_retired(self) -> None:
+        native, context = self._loaded()
+        for adapter_id in self._retired - {running.variant[0] for running in self._running}:
+            self._forget(str(adapter_id), context)
+            native.free_adapter(str(adapter_id))
+            self._scales.pop(str(adapter_id), None)
+            self._retired.discard(str(adapter_id))
 
-        Raises BadRequest when the prompt does not fit, ModelError when the numbers went bad.
-        """
+    def _forget(self, adapter_id: str, context: NativeContext) -> None:
+        if context.variant[0] == adapter_id:
+            context.use((None, 1.0))
+        self._slots.forget(adapter_id)
+        self._prefixes.forget(adapter_id)
+
+    def prepare(self, request: Request) -> Prompt:
+        """Token ids of a request's prompt, on any thread (raises BadRequest when it does not fit)."""
+        with self._vocabulary:
+            return prepare(self._loaded()[0], self.model, request, self.limits.context)
+
+    # replies
+
+    def begin(self, work: Work) -> None:
+        """Take a reply on; it gets its sequence when its prompt's turn comes."""
         native, _ = self._loaded()
-        tokens = self._prompt(native, request)
-        room = native.context - len(tokens)
-        if room < 1:
-            raise BadRequest(
-                f"The prompt has {len(tokens)} tokens and this model holds {native.context}; "
-                "at least one must be left for the answer.",
-                "messages" if request.kind == "chat" else "prompt",
-                code="context_length_exceeded",
-            )
-        native.use(adapter_id)
-        yield from self._reply(native, tokens, request.sampling, room, stop)
+        if work.adapter_id is not None:
+            native.adapter(work.adapter_id)
+        variant = (work.adapter_id, self._scales.get(work.adapter_id or "", 1.0))
+        work.state = Running(work, variant, native, self._ends, self.limits.context)
+        self._running.append(work.state)
 
-    def _prompt(self, native: NativeModel, request: Request) -> list[int]:
-        size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
-        if size > native.context * CHARACTERS_PER_TOKEN:
-            raise BadRequest(
-                f"The prompt has {size} characters, far more than the {native.context} tokens of this model.",
-                code="context_length_exceeded",
-            )
-        if request.kind == "text":
-            tokens = native.tokenize(request.prompt)
-            return [native.bos, *tokens] if native.adds_bos else tokens or [max(native.bos, 0)]
-        bos = native.token_text(native.bos) if native.bos >= 0 else ""
-        return native.encode(render(self.model.template, request.messages, bos))
+    def end(self, work: Work) -> Finished:
+        """Let a reply go; its slot is free at once."""
+        running: Running = work.state
+        self._leave(running)
+        return running.finished("cancelled")
 
-    def _reply(
-        self, native: NativeModel, tokens: list[int], sampling: Sampling, room: int, stop: StopFlag
-    ) -> Iterator[Part]:
-        limit = min(sampling.max_tokens, room)
-        text = TextStream(sampling.stop + self._stops)
-        native.watch(stop)
-        yield Begun(len(tokens))
-        sampler = native.sampler(sampling)
-        made = 0
+    def step(self) -> list[Output]:
+        """One token for every running reply of the adapter whose turn it is, then a chunk of a prompt."""
+        _, context = self._loaded()
+        if not self._running:
+            return []
+        variant = self._turn = self._next_variant()
+        group = [running for running in self._running if running.variant == variant]
+        outputs: list[Output] = []
         try:
-            if not native.prefill(tokens):
-                yield Finished(_why(stop), len(tokens), 0)
-                return
-            if not native.finite():
-                raise ModelError("The model produced numbers that are not finite.", "Choose another adapter.")
-            ended = False
-            while made < limit and not text.stopped and not stop.is_set:
-                token = sampler.next()
-                if token in self._ends or native.is_end(token):
-                    ended = True
-                    break
-                made += 1
-                if piece := text.push(native.piece(token)):
-                    yield Piece(piece)
-                if made < limit and not text.stopped and not native.step(token):
-                    break
-            if piece := text.push(b"", final=True):
-                yield Piece(piece)
-            yield Finished("stop" if ended or text.stopped else _why(stop), len(tokens), made)
-        finally:
-            sampler.close()
+            context.use(variant)
+            self._decode(context, [running for running in group if running.prefilled], outputs)
+            waiting = [running for running in group if not running.prefilled]
+            if waiting:
+                self._prefill(context, waiting, outputs)
+        except ModelError as error:
+            outputs += [(running.work, Failed(error)) for running in group if running in self._running]
+            for running in group:
+                self._leave(running, intact=False)
+        return outputs
 
-    def _try(self) -> None:
-        """Generate a few tokens from every canary prompt.
+    def _next_variant(self) -> Variant:
+        """The adapters in work take turns, in the order in which their replies came."""
+        variants = list(dict.fromkeys(running.variant for running in self._running))
+        if self._turn not in variants:
+            return variants[0]
+        return variants[(variants.index(self._turn) + 1) % len(variants)]
 
-        Raises ModelError when a number is not finite or nothing is said to any of them.
-        """
-        native, _ = self._loaded()
-        made = 0
-        for prompt in CANARIES:
-            tokens = native.encode(render(self.model.template, [{"role": "user", "content": prompt}]))
-            tokens = tokens[: native.context - CANARY_TOKENS - 1]
-            for part in self._reply(native, tokens, Sampling(), CANARY_TOKENS, StopFlag()):
-                made += part.completion_tokens if isinstance(part, Finished) else 0
-        if made == 0:
-            raise ModelError("It answers every canary prompt with nothing.", "Train it again.")
+    def _decode(self, context: NativeContext, group: Sequence[Running], outputs: list[Output]) -> None:
+        """A token for each of a group, in one call or, where that is quicker, in several."""
+        # llama.cpp batches sequences only in rising order
+        waiting = sorted(group, key=lambda running: running.slot.number if running.slot else 0)
+        for width in self._widths.split(len(group)) if group else ():
+            part, waiting = waiting[:width], waiting[width:]
+            rows = [(r.token, r.position, r.slot.number, True) for r in part if r.slot]
+            with self._widths.timed(width):
+                if not context.decode(rows):
+                    return
+            for row, running in enumerate(part):
+                outputs += self._sample(context, running, row)
 
-    def _loaded(self) -> tuple[NativeModel, GgufInfo]:
-        if self._native is None or self.info is None:
+    def _prefill(self, context: NativeContext, waiting: Sequence[Running], outputs: list[Output]) -> None:
+        """Chunks of prompts in the order in which they came, as many as running replies can wait for."""
+        left = self._pace.chunk(streaming=any(running.prefilled for running in self._running))
+        for running in waiting:
+            if left <= 0:
+                break
+            if running.slot is None:
+                self._seat(context, running)
+                outputs.append((running.work, running.begun()))
+            chunk = self._chunk(running, left)
+            left -= chunk
+            if not self._evaluate(context, running, chunk):
+                break
+            if running.prefilled:
+                outputs += self._first(context, running, chunk - 1)
+
+    def _seat(self, context: NativeContext, running: Running) -> None:
+        """Give a reply a sequence with as much of its prompt as may be reused."""
+        work, prompt = running.work, running.work.prompt
+        reusable = () if running.scored else prompt.tokens
+        slot = running.slot = self._slots.take(running.variant, work.owner, reusable or (0,))
+        if not context.cut(slot.number, len(slot.tokens)):
+            slot.tokens = ()
+        length = prompt.shared // BLOCK * BLOCK
+        if reusable and length > len(slot.tokens):
+            data = self._prefixes.find(running.variant, prompt.tokens[:length])
+            if data is not None:
+                context.cut(slot.number, 0)
+                slot.tokens = prompt.tokens[:length] if context.restore(slot.number, data) else ()
+                if not slot.tokens:
+                    context.cut(slot.number, 0)
+        running.done = running.cached = len(slot.tokens)
+
+    def _chunk(self, running: Running, left: int) -> int:
+        """How many tokens to evaluate next: within `left`, and up to where the system message ends."""
+        rest = len(running.tokens) - running.done
+        prefix = running.work.prompt.shared // BLOCK * BLOCK - running.done
+        if prefix > 0:
+            rest = min(rest, prefix)
+        return min(rest, left, OUTPUTS if running.scored else left)
+
+    def _evaluate(self, context: NativeContext, running: Running, chunk: int) -> bool:
+        slot, start = running.slot, running.done
+        assert slot is not None
+        end = start + chunk
+        last = len(running.tokens) - 1
+        scored = running.scored
+        rows = [(running.tokens[at], at, slot.number, scored or at == last) for at in range(start, end)]
+        with self._pace.timed(chunk):
+            if not context.decode(rows):
+                return False
+        running.done = end
+        slot.tokens = running.tokens[:end]
+        if scored:
+            if start == 0:
+                running.score(0, None)
+            for at in range(start, min(end, last)):
+                running.score(at + 1, context.logits(at - start))
+        elif end == running.work.prompt.shared // BLOCK * BLOCK:
+            self._prefixes.keep(running.variant, running.tokens[:end], context.save(slot.number))
+        return True
+
+    def _first(self, context: NativeContext, running: Running, row: int) -> list[Output]:
+        if not context.finite(row):
+            self._leave(running, intact=False)
+            error = ModelError("The model produced numbers that are not finite.", "Choose another adapter.")
+            return [(running.work, Failed(error))]
+        echoed = [(running.work, part) for part in running.echoed()]
+        return [*echoed, *self._sample(context, running, row)]
+
+    def _sample(self, context: NativeContext, running: Running, row: int) -> list[Output]:
+        parts = running.sample(context, row)
+        if parts and isinstance(parts[-1], Finished):
+            self._leave(running)
+        return [(running.work, part) for part in parts]
+
+    def _leave(self, running: Running, *, intact: bool = True) -> None:
+        """Free a reply's slot; unless `intact`, what its cache holds is not to be trusted."""
+        if running not in self._running:
+            return
+        self._running.remove(running)
+        running.close()
+        if running.slot is not None:
+            if not intact:
+                running.slot.tokens = ()
+            self._slots.give_back(running.slot)
+        if self._retired:
+            self._free_retired()
+
+    def _loaded(self) -> tuple[NativeModel, NativeContext]:
+        if self._native is None or self._context is None:
             raise ModelError("No model is loaded.", "Wait until /health says ready.")
-        return self._native, self.info
+        return self._native, self._context
+
+    def interrupt(self) -> None:
+        """Stop evaluating, for ever."""
+        if self._context is not None:
+            self._context.interrupt()
 
     def facts(self) -> dict[str, Any]:
-        """Name, context, threads, and whether the file's own template is the pinned one."""
+        """Name, context, slots, cache use, and whether the file's own template is the pinned one."""
         embedded = self.info.template if self.info else ""
         same = template_digest(embedded) == template_digest(self.model.template)
+        limits = self.limits
         return {
             "name": self.model.name,
             "file": self.path.name,
-            "context": self._native.context if self._native else self._limits.context,
-            "threads": self._limits.threads,
+            "context": limits.context,
+            "slots": limits.slots,
+            "threads": limits.threads,
+            "cache_tokens": limits.context * limits.slots,
+            "cached_tokens": self._slots.cached_tokens,
             "template": "none embedded" if not embedded else "as pinned" if same else "embedded one ignored",
             "backend": "llama.cpp",
         }
 
     def close(self) -> None:
-        """Free the model."""
-        if self._native is not None:
-            self._native.close()
-            self._native = None
-
-
-def _why(stop: StopFlag) -> FinishReason:
-    return "cancelled" if stop.reason == "cancelled" else "length"
-
-
-def _threads(model: CatalogModel) -> int:
-    """Every core, but one for a tiny model, whose threads would wait for each other more than they work."""
-    if model.parameters < TINY_BILLIONS:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Free the context, then the model."""
+        with self._vocabulary:
+            for running in self._running:
+                running.close()
+            self._running = []
+            if self._context is not None:
+                self._context.close()
+            if self._native is not None:
+                self._native.close()
+            self._context = self._native = None

@@ -1,4 +1,4 @@
-"""How the next token is chosen: llama.cpp's sampler chain."""
+"""How the next token is chosen: llama.cpp's sampler chain, one for each reply."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ PENALTY_WINDOW = 256  # tokens
 
 
 class Sampler:
-    """llama.cpp's sampler chain for one reply."""
+    """llama.cpp's sampler chain for one reply; it remembers that reply's tokens and random state alone."""
 
-    def __init__(self, library: Any, context: Any, vocabulary: int, sampling: Sampling) -> None:
+    def __init__(self, library: Any, vocabulary: int, sampling: Sampling) -> None:
         self._lib = library
-        self._context = context
         self._chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         for sampler in self._samplers(vocabulary, sampling):
             library.llama_sampler_chain_add(self._chain, sampler)
@@ -36,10 +35,12 @@ class Sampler:
         chosen.append(lib.llama_sampler_init_temp(sampling.temperature))
         return [*chosen, lib.llama_sampler_init_dist(sampling.seed)]
 
-    def next(self) -> int:
-        """Choose and accept the next token."""
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
+    def next(self, context: Any, row: int) -> int:
+        """Choose and accept the token that follows a row of the context's last batch."""
+        return int(self._lib.llama_sampler_sample(self._chain, context, row))
 
     def close(self) -> None:
-        """Free the chain."""
-        self._lib.llama_sampler_free(self._chain)
+        """Free the chain; harmless when done before."""
+        if self._chain is not None:
+            self._lib.llama_sampler_free(self._chain)
+            self._chain = None

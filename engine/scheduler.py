@@ -1,51 +1,65 @@
-"""One owner thread, a bounded queue in front of it, and cancelling.
+"""The owner thread: admits requests from the waiting line, steps the backend, and hands out what it makes.
 
-Everything native runs on the owner thread, one reply at a time: two threads on one llama.cpp context crash
-the process (3 of 3 tries). A cancelled reply has ended before the next one starts.
+Everything native runs on this one thread: two threads on one llama.cpp context crash the process (3 of 3
+tries). Requests join between two steps and leave between two steps, so a cancelled reply is gone within one.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from core.errors import EngineBusy, EngineUnavailable, UnderstudyError
-from engine.backend import Backend, Finished, Part, StopFlag
+from engine.admission import WaitingLine
+from engine.backend import Backend, Begun, Failed, Part, Piece, Prompt, Work
+from engine.metrics import Metrics
 from engine.requests import BadRequest, Request
 
-QUEUE_LIMIT = 32
 REPLY_SECONDS = 300.0  # an 8B model on two cores needs about 150 for a long prompt
+WAIT_SECONDS = 170.0  # in the line; clients give up after 180 of silence
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request's place in the line; 1 is next."""
+
+    position: int
 
 
 @dataclass(frozen=True)
 class Started:
-    """A reply left the queue; `adapter_id` None is the bare base model."""
+    """A reply left the line; `adapter_id` None is the bare base model."""
 
     adapter_id: str | None
 
 
-@dataclass(frozen=True)
-class Failed:
-    """A reply came to nothing, with the error to show."""
-
-    error: Exception
+Event = Queued | Started | Part
 
 
-Event = Started | Part | Failed
-
-
-@dataclass
+@dataclass(eq=False)
 class Ticket:
-    """A request in the queue or in work. `deliver` gets its events, on the owner thread."""
+    """A request in the line or in work. `deliver` gets its events, on the owner thread.
+
+    `trial` names an adapter under self-test, whose requests go before all others.
+    """
 
     request: Request
+    prompt: Prompt
     deliver: Callable[[Event], None]
-    stop: StopFlag = field(default_factory=StopFlag)
+    trial: str = ""
+    asked: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first: float = 0.0
+    position: int = 0
+    cancelled: bool = False
+    work: Work | None = None
 
 
 class Scheduler:
@@ -57,12 +71,14 @@ class Scheduler:
     def __init__(self, backend: Backend, adapter_of: Callable[[str], str | None]) -> None:
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason = ""
-        self.served = 0
+        self.metrics = Metrics()
         self._backend = backend
         self._adapter_of = adapter_of
-        self._waiting: deque[Ticket] = deque()
+        self._line: WaitingLine[Ticket] = WaitingLine()
+        self._working: dict[Work, Ticket] = {}
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._current: Ticket | None = None
+        self.longest_pause = 0.0  # seconds that adapter work kept the owner thread from stepping
+        self._reply_seconds = 1.0  # of the last replies, on average
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine-owner", daemon=True)
@@ -73,35 +89,67 @@ class Scheduler:
 
     @property
     def load(self) -> dict[str, int]:
-        """How many requests wait and how many are in work."""
+        """How many requests wait, how many are in work, and how many can be."""
         with self._changed:
-            return {"waiting": len(self._waiting), "running": int(self._current is not None)}
+            return {
+                "waiting": len(self._line),
+                "running": len(self._working),
+                "slots": self._backend.slots,
+            }
+
+    @property
+    def served(self) -> int:
+        """Requests that came to an end."""
+        return self.metrics.served
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which the line should be shorter by one, from 1 to 60."""
+        with self._changed:
+            ahead = (len(self._line) + 1) / max(1, self._backend.slots)
+        return max(1, min(60, math.ceil(ahead * self._reply_seconds)))
+
+    def position(self, key: str) -> int | None:
+        """The best place in the line of a user's or conversation's requests: 0 in work, None not here."""
+        with self._changed:
+            if any(key in (t.request.key, t.request.user) for t in self._working.values()):
+                return 0
+            places = enumerate(self._line, 1)
+            return next((at for at, t in places if key in (t.request.key, t.request.user)), None)
+
+    def models_in_use(self) -> set[str]:
+        """Model names and adapter ids of all requests in the line and in work."""
+        with self._changed:
+            names = {ticket.request.model for ticket in self._line}
+            return names | {str(work.adapter_id) for work in self._working}
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request.
 
-        Raises EngineBusy when the queue is full, EngineUnavailable when no model is loaded.
+        Raises EngineBusy when the line is full, EngineUnavailable when no model is loaded.
         """
         with self._changed:
             if self.state != "ready" or self._stopping:
                 raise EngineUnavailable(
                     self.reason or "The model is still loading.", "Wait some seconds and ask again."
                 )
-            if len(self._waiting) >= QUEUE_LIMIT:
-                raise EngineBusy(
-                    f"{QUEUE_LIMIT} questions are waiting already.", "Wait some seconds and ask again."
-                )
-            self._waiting.append(ticket)
+            try:
+                self._line.join(ticket, ticket.request.user, first=bool(ticket.trial))
+            except EngineBusy:
+                self.metrics.ended("busy")
+                raise
             self._changed.notify()
 
     def cancel(self, ticket: Ticket) -> None:
-        """Drop a waiting request at once, or stop the one in work; harmless when it is done."""
-        ticket.stop.set("cancelled")
-        with self._changed, suppress(ValueError):
-            self._waiting.remove(ticket)
+        """Drop a waiting request at once, or let go the one in work; harmless when it is done."""
+        with self._changed:
+            ticket.cancelled = True
+            if self._line.remove(ticket):
+                self._left(ticket, "cancelled")
+            self._changed.notify()
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
-        """Run `work` on the owner thread before the next request (adapters are loaded this way)."""
+        """Run `work` on the owner thread between two steps (adapters are loaded this way)."""
         future: Future[Any] = Future()
         with self._changed:
             if self.state != "ready" or self._stopping:
@@ -112,17 +160,14 @@ class Scheduler:
         return future
 
     def stop(self) -> None:
-        """Stop what is in work, refuse what waits, and let the owner thread free the model and end."""
+        """Refuse what waits, let go what is in work, and let the owner thread free the model and end."""
         with self._changed:
             self._stopping = True
-            waiting, self._waiting = list(self._waiting), deque()
-            if self._current is not None:
-                self._current.stop.set("cancelled")
+            waiting = self._line.clear()
             self._changed.notify_all()
+        self._backend.interrupt()
         for ticket in waiting:
-            _deliver(
-                ticket, Failed(EngineUnavailable("The engine is stopping.", "Ask again in some seconds."))
-            )
+            _deliver(ticket, Failed(_stopping()))
 
     def join(self, seconds: float) -> bool:
         """Wait for the owner thread; whether it ended."""
@@ -140,44 +185,125 @@ class Scheduler:
             self.state = "failed"
         else:
             self.state = "ready"
-            while (work := self._next()) is not None:
-                work()
+            while self._wait():
+                self._turn()
+            self._refuse()
         finally:
             self._backend.close()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _wait(self) -> bool:
+        """Sleep until there is work; False when the engine stops."""
         with self._changed:
-            self._current = None
-            while not self._stopping:
-                if self._calls:
-                    call, future = self._calls.popleft()
-                    return lambda: _settle(call, future)
-                if self._waiting:
-                    ticket = self._current = self._waiting.popleft()
-                    return lambda: self._serve(ticket)
+            while not (self._stopping or self._calls or self._working or len(self._line)):
                 self._changed.wait()
-            for _, future in self._calls:
-                future.set_exception(EngineUnavailable("The engine is stopping."))
-            return None
+            return not self._stopping
 
-    def _serve(self, ticket: Ticket) -> None:
-        self.served += 1
-        timer = threading.Timer(REPLY_SECONDS, ticket.stop.set, ["timeout"])
-        timer.daemon = True
-        timer.start()
-        try:
-            adapter_id = self._adapter_of(ticket.request.model)
-            _deliver(ticket, Started(adapter_id))
-            for part in self._backend.generate(ticket.request, adapter_id, ticket.stop):
-                if isinstance(part, Finished) and part.reason == "cancelled" and self._stopping:
-                    raise EngineUnavailable("The engine is stopping.", "Ask again in some seconds.")
-                _deliver(ticket, part)
-        except (UnderstudyError, BadRequest) as error:
+    def _turn(self) -> None:
+        with self._changed:
+            calls = list(self._calls)
+            self._calls.clear()
+        for work, future in calls:
+            began = time.monotonic()
+            _settle(work, future)
+            self.longest_pause = max(self.longest_pause, time.monotonic() - began)
+        self._sweep()
+        self._admit()
+        self._tell_positions()
+        if self._working:
+            self._advance()
+
+    def _sweep(self) -> None:
+        """Let go what was cancelled and what took too long."""
+        now = time.monotonic()
+        for work, ticket in list(self._working.items()):
+            late = now - ticket.started > REPLY_SECONDS
+            if ticket.cancelled or late:
+                end = self._backend.end(work)
+                self._take(work, end if ticket.cancelled else replace(end, reason="length"))
+        with self._changed:
+            late_ones = [ticket for ticket in self._line if now - ticket.asked > WAIT_SECONDS]
+            for ticket in late_ones:
+                self._line.remove(ticket)
+                self._left(ticket, "late")
+        for ticket in late_ones:
+            error = EngineBusy("The engine did not come to this question in time.", "Ask again later.")
             _deliver(ticket, Failed(error))
-        except Exception as error:  # one broken request must not take the owner thread with it
-            _deliver(ticket, Failed(EngineUnavailable(f"The engine failed: {error!r}", "Ask again.")))
-        finally:
-            timer.cancel()
+
+    def _admit(self) -> None:
+        while len(self._working) < self._backend.slots:
+            with self._changed:
+                ticket = self._line.next()
+            if ticket is None:
+                return
+            ticket.started = time.monotonic()
+            self.metrics.waited(ticket.started - ticket.asked)
+            try:
+                adapter_id = ticket.trial or self._adapter_of(ticket.request.model)
+                ticket.work = Work(ticket.request, ticket.prompt, adapter_id, _owner(ticket.request))
+                self._backend.begin(ticket.work)
+            except Exception as error:  # one broken request must not take the owner thread with it
+                self._left(ticket, "failed")
+                _deliver(ticket, Failed(_shown(error)))
+                continue
+            with self._changed:
+                self._working[ticket.work] = ticket
+            _deliver(ticket, Started(adapter_id))
+
+    def _tell_positions(self) -> None:
+        with self._changed:
+            moved = [(at, t) for at, t in enumerate(self._line, 1) if t.position != at]
+        for at, ticket in moved:
+            ticket.position = at
+            _deliver(ticket, Queued(at))
+
+    def _advance(self) -> None:
+        try:
+            outputs = self._backend.step()
+        except Exception as error:  # as above; nothing is known about any of them
+            outputs = [(work, Failed(error)) for work in self._working]
+            for work in list(self._working):
+                with suppress(Exception):
+                    self._backend.end(work)
+        for work, part in outputs:
+            self._take(work, part)
+
+    def _take(self, work: Work, part: Part) -> None:
+        """Count what a reply made and hand it out."""
+        ticket = self._working[work]
+        if isinstance(part, Begun):
+            self.metrics.began(part.prompt_tokens, part.cached_tokens)
+        elif isinstance(part, Piece):
+            if not ticket.first:
+                ticket.first = time.monotonic()
+                self.metrics.first_piece(ticket.first - ticket.asked)
+        else:
+            with self._changed:
+                del self._working[work]
+            now = time.monotonic()
+            self._reply_seconds += 0.2 * (now - ticket.started - self._reply_seconds)
+            if isinstance(part, Failed):
+                part = Failed(_shown(part.error))
+                self._left(ticket, "failed")
+            else:
+                self._left(ticket, part.reason, part.completion_tokens, now - ticket.first)
+        _deliver(ticket, part)
+
+    def _left(self, ticket: Ticket, end: str, tokens: int = 0, seconds: float = 0.0) -> None:
+        self.metrics.ended(end, tokens, seconds)
+        with self._changed:
+            self._line.leave("" if ticket.trial else ticket.request.user)
+
+    def _refuse(self) -> None:
+        for ticket in self._working.values():
+            _deliver(ticket, Failed(_stopping()))
+        with self._changed:
+            for _, future in self._calls:
+                future.set_exception(_stopping())
+
+
+def _owner(request: Request) -> str:
+    """Whose earlier prompts may be reused: a user's key is that user's alone."""
+    return f"{request.user}\n{request.key}" if request.key else ""
 
 
 def _deliver(ticket: Ticket, event: Event) -> None:
@@ -185,8 +311,18 @@ def _deliver(ticket: Ticket, event: Event) -> None:
         ticket.deliver(event)
 
 
-def _settle(call: Callable[[], Any], future: Future[Any]) -> None:
+def _settle(work: Callable[[], Any], future: Future[Any]) -> None:
     try:
-        future.set_result(call())
+        future.set_result(work())
     except Exception as error:  # handed to whoever waits for the future
         future.set_exception(error)
+
+
+def _shown(error: Exception) -> Exception:
+    if isinstance(error, UnderstudyError | BadRequest):
+        return error
+    return EngineUnavailable(f"The engine failed: {error!r}", "Ask again.")
+
+
+def _stopping() -> EngineUnavailable:
+    return EngineUnavailable("The engine is stopping.", "Ask again in some seconds.")

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ModelError
-from engine.backend import Begun, Finished, Part, Piece, StopFlag
+from engine.backend import Begun, Finished, Output, Piece, Prompt, Work
 from engine.requests import Request
 from engine.text import TextStream
 
 NO_REPLY = "The script holds no reply to this."
+SLOTS = 4
+NAP_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,33 @@ class Line:
     adapter: str = ""
 
 
-class ScriptedBackend:
-    """Answers from a script; adapters are loaded in name only."""
+@dataclass
+class _Reading:
+    """One reply being read out."""
 
-    def __init__(self, path: Path) -> None:
+    line: Line
+    words: list[str]
+    text: TextStream
+    limit: int
+    due: float
+    made: int = 0
+    began: bool = False
+
+
+class ScriptedBackend:
+    """Answers from a script, several at once; adapters are loaded in name only. A token is a word."""
+
+    def __init__(self, path: Path, slots: int = SLOTS) -> None:
         self._path = path
+        self._slots = slots
         self._lines: list[Line] = []
+        self._works: list[Work] = []
+        self._stopped = False
+
+    @property
+    def slots(self) -> int:
+        """How many replies are read out at once."""
+        return self._slots
 
     def load(self) -> None:
         """Read the script (raises ModelError naming the entry that is wrong)."""
@@ -55,34 +77,82 @@ class ScriptedBackend:
             except TypeError as error:
                 raise ModelError(f"Entry {number} of {self._path} is wrong: {error}.") from error
 
+    def check_adapter(self, adapter_id: str, path: Path) -> None:
+        """Pretend."""
+
     def load_adapter(self, adapter_id: str, path: Path) -> None:
+        """Pretend."""
+
+    def scale_adapter(self, adapter_id: str, scale: float) -> None:
         """Pretend."""
 
     def free_adapter(self, adapter_id: str) -> None:
         """Pretend."""
 
-    def generate(self, request: Request, adapter_id: str | None, stop: StopFlag) -> Iterator[Part]:
-        """The matching reply word by word; a token is a word."""
+    def prepare(self, request: Request) -> Prompt:
+        """A token for every word."""
+        texts = [request.prompt, *(message["content"] for message in request.messages)]
+        return Prompt(tuple(range(sum(len(text.split()) for text in texts))))
+
+    def begin(self, work: Work) -> None:
+        """Find the reply; its first word is due after the line's delay."""
+        request = work.request
         question = request.messages[-1]["content"] if request.messages else request.prompt
-        prompt_tokens = sum(len(message["content"].split()) for message in request.messages)
-        yield Begun(prompt_tokens)
-        line = self._line(question, adapter_id)
+        line = self._line(question, work.adapter_id)
         words = re.findall(r"\s*\S+|\s+$", line.reply)
         text = TextStream(request.sampling.stop)
-        made = 0
-        for made, word in enumerate(words[: request.sampling.max_tokens], 1):
-            if not _wait(line.delay_ms / 1000, stop):
-                break
-            if line.crash and made > len(words) // 2:
+        due = time.monotonic() + line.delay_ms / 1000
+        work.state = _Reading(line, words, text, request.sampling.max_tokens, due)
+        self._works.append(work)
+
+    def step(self) -> list[Output]:
+        """The words that are due; a short nap when there are none."""
+        outputs: list[Output] = []
+        for work in list(self._works):
+            outputs += self._read(work)
+        if not outputs and self._works and not self._stopped:
+            soonest = min(work.state.due for work in self._works)
+            time.sleep(max(0.0, min(NAP_SECONDS, soonest - time.monotonic())))
+        return outputs
+
+    def _read(self, work: Work) -> list[Output]:
+        reading: _Reading = work.state
+        outputs: list[Output] = []
+        if not reading.began:
+            reading.began = True
+            outputs.append((work, Begun(len(work.prompt.tokens))))
+        now = time.monotonic()
+        while reading.due <= now:
+            if reading.made >= min(len(reading.words), reading.limit) or reading.text.stopped:
+                return [*outputs, *self._close(work)]
+            word = reading.words[reading.made]
+            reading.made += 1
+            if reading.line.crash and reading.made > len(reading.words) // 2:
                 os.abort()
-            if piece := text.push(word.encode()):
-                yield Piece(piece)
-            if text.stopped:
+            if piece := reading.text.push(word.encode()):
+                outputs.append((work, Piece(piece)))
+            if reading.line.delay_ms:
+                reading.due = time.monotonic() + reading.line.delay_ms / 1000
                 break
-        if piece := text.push(b"", final=True):
-            yield Piece(piece)
-        cut = len(words) > request.sampling.max_tokens and not text.stopped
-        yield Finished("cancelled" if stop.is_set else "length" if cut else "stop", prompt_tokens, made)
+        return outputs
+
+    def _close(self, work: Work) -> list[Output]:
+        reading: _Reading = work.state
+        self._works.remove(work)
+        last = reading.text.push(b"", final=True)
+        cut = len(reading.words) > reading.limit and not reading.text.stopped
+        end = Finished("length" if cut else "stop", len(work.prompt.tokens), reading.made)
+        return [(work, Piece(last)), (work, end)] if last else [(work, end)]
+
+    def end(self, work: Work) -> Finished:
+        """Stop reading it out."""
+        if work in self._works:
+            self._works.remove(work)
+        return Finished("cancelled", len(work.prompt.tokens), work.state.made)
+
+    def interrupt(self) -> None:
+        """Nap no more."""
+        self._stopped = True
 
     def _line(self, question: str, adapter_id: str | None) -> Line:
         for line in self._lines:
@@ -100,11 +170,3 @@ class ScriptedBackend:
 
     def close(self) -> None:
         """Nothing to free."""
-
-
-def _wait(seconds: float, stop: StopFlag) -> bool:
-    """Sleep in short steps; False when somebody asked to stop."""
-    until = time.monotonic() + seconds
-    while not stop.is_set and (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, 0.02))
-    return not stop.is_set

@@ -126,10 +126,17 @@ class ModelClient:
         temperature: float = 0.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        conversation: str = "",
     ) -> ReplyStream:
-        """Start generating and return the stream; errors come from its iteration. Temperature 0 is greedy."""
+        """Start generating and return the stream; errors come from its iteration. Temperature 0 is greedy.
+
+        `conversation` is the key under which the endpoint may reuse this conversation's earlier prompts.
+        """
         # max_tokens by extra_body: ChatOpenAI would rename it, and older endpoints know only this name
-        options: dict[str, Any] = {"extra_body": {"max_tokens": max_tokens}}
+        body: dict[str, Any] = {"max_tokens": max_tokens}
+        if conversation:
+            body["prompt_cache_key"] = conversation
+        options: dict[str, Any] = {"extra_body": body}
         if seed is not None:
             options["seed"] = seed
         if stop:

@@ -86,13 +86,13 @@ def test_an_unfit_adapter_keeps_the_old_one(
     # not tried again in a loop, only when asked or when the registry changes
     served = stage.scheduler.served
     loads: list[str] = []
-    original = stage._backend.load_adapter
+    original = stage._backend.check_adapter
 
     def counted(adapter_id: str, path: Path) -> None:
         loads.append(adapter_id)
         original(adapter_id, path)
 
-    monkeypatch.setattr(stage._backend, "load_adapter", counted)
+    monkeypatch.setattr(stage._backend, "check_adapter", counted)
     for _ in range(3):
         stage.sync()
     assert loads == []

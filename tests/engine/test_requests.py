@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.requests import BadRequest, parse
+from engine.requests import MAX_LOGPROBS, MAX_NAME_CHARACTERS, BadRequest, parse
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 JUNK = st.one_of(
@@ -18,18 +18,22 @@ KEYS = st.sampled_from(
     [
         "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n",
         "frequency_penalty", "presence_penalty", "repeat_penalty", "n_discard", "n_keep", "mirostat",
+        "logprobs", "top_logprobs", "echo", "best_of", "user", "prompt_cache_key", "safety_identifier",
     ]
 )  # fmt: skip
 
 
 @settings(max_examples=2000, deadline=None)
-@given(st.dictionaries(KEYS, JUNK, max_size=6))
-def test_no_parameter_leaves_its_range(options: dict[str, Any]) -> None:
+@given(st.dictionaries(KEYS, JUNK, max_size=6), st.sampled_from(["chat", "text"]))
+def test_no_parameter_leaves_its_range(options: dict[str, Any], kind: Literal["chat", "text"]) -> None:
     try:
-        sampling = parse("chat", HELLO | options).sampling
+        request = parse(kind, HELLO | {"prompt": "hello"} | options)
     except BadRequest:
         return
-    assert 1 <= sampling.max_tokens <= 1 << 20
+    sampling = request.sampling
+    assert request.logprobs is None or 0 <= request.logprobs <= MAX_LOGPROBS
+    assert len(request.user) <= MAX_NAME_CHARACTERS >= len(request.key)
+    assert int(not request.echo) <= sampling.max_tokens <= 1 << 20
     assert 0 <= sampling.top_k <= 1 << 20
     assert 0 <= sampling.seed < 1 << 32
     assert 0 <= sampling.temperature <= 2
@@ -57,6 +61,10 @@ def test_no_parameter_leaves_its_range(options: dict[str, Any]) -> None:
         (HELLO | {"stop": [""]}, "stop"),
         (HELLO | {"n": 2}, "n"),
         (HELLO | {"tools": [{}]}, "tools"),
+        (HELLO | {"top_logprobs": 2}, "top_logprobs"),
+        (HELLO | {"logprobs": 1}, "logprobs"),
+        (HELLO | {"user": "x" * 300}, "user"),
+        (HELLO | {"prompt_cache_key": 7}, "prompt_cache_key"),
         (HELLO | {"grammar": "root ::= x"}, "grammar"),
         (HELLO | {"response_format": {"type": "json_object"}}, "response_format"),
         (HELLO | {"model": 3}, "model"),

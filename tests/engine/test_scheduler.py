@@ -4,14 +4,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import EngineBusy, EngineUnavailable
 from core.files import write_json
-from engine.backend import Finished, Piece
+from engine.admission import QUEUE_LIMIT, USER_LIMIT
+from engine.backend import Backend, Failed, Finished, Piece
 from engine.requests import parse
-from engine.scheduler import QUEUE_LIMIT, Event, Failed, Scheduler, Started, Ticket
+from engine.scheduler import Event, Queued, Scheduler, Started, Ticket
 from engine.scripted import ScriptedBackend
 
 LINES = [
@@ -23,11 +25,13 @@ LINES = [
 class Client:
     """Collects a ticket's events."""
 
-    def __init__(self, scheduler: Scheduler, text: str, tokens: int = 200) -> None:
+    def __init__(self, scheduler: Scheduler, text: str, tokens: int = 200, **options: Any) -> None:
         self.events: list[Event] = []
         self.done = threading.Event()
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
-        self.ticket = Ticket(parse("chat", body), self.take)
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens} | options
+        request = parse("chat", body)
+        backend: Backend = scheduler._backend
+        self.ticket = Ticket(request, backend.prepare(request), self.take)
         scheduler.submit(self.ticket)
 
     def take(self, event: Event) -> None:
@@ -50,7 +54,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
     write_json(tmp_path / "script.json", LINES)
-    made = Scheduler(ScriptedBackend(tmp_path / "script.json"), lambda _: None)
+    made = Scheduler(ScriptedBackend(tmp_path / "script.json", slots=1), lambda _: None)
     made.start()
     until(lambda: made.state == "ready")
     yield made
@@ -62,7 +66,7 @@ def test_replies_come_in_the_order_asked(scheduler: Scheduler) -> None:
     clients = [Client(scheduler, "quick") for _ in range(10)]
     for client in clients:
         assert client.done.wait(20)
-        assert isinstance(client.events[0], Started)
+        assert isinstance(next(event for event in client.events if not isinstance(event, Queued)), Started)
         assert client.text == "A quick reply."
     assert scheduler.served == 10
 
@@ -77,6 +81,74 @@ def test_a_full_queue_says_so(scheduler: Scheduler) -> None:
         scheduler.cancel(client.ticket)
     assert first.done.wait(5)
     assert Client(scheduler, "quick").done.wait(20)
+
+
+def test_waiting_requests_know_their_place(scheduler: Scheduler) -> None:
+    first = Client(scheduler, "slow")
+    until(lambda: scheduler.load["running"] == 1)
+    waiting = [Client(scheduler, "quick", prompt_cache_key=f"talk-{number}") for number in range(3)]
+    until(lambda: all(client.events for client in waiting))
+    assert [client.events[0] for client in waiting] == [Queued(1), Queued(2), Queued(3)]
+    assert [scheduler.position(f"talk-{number}") for number in range(4)] == [1, 2, 3, None]
+    scheduler.cancel(waiting[0].ticket)
+    until(lambda: Queued(1) in waiting[1].events)
+    scheduler.cancel(first.ticket)
+    for client in waiting[1:]:
+        assert client.done.wait(20)
+
+
+def test_users_take_turns_and_have_a_limit(scheduler: Scheduler) -> None:
+    first = Client(scheduler, "slow")
+    until(lambda: scheduler.load["running"] == 1)
+    greedy = [Client(scheduler, "quick", user="greedy") for _ in range(USER_LIMIT)]
+    with pytest.raises(EngineBusy, match="this user"):
+        Client(scheduler, "quick", user="greedy")
+    modest = Client(scheduler, "quick", user="modest")
+    nameless = Client(scheduler, "quick")
+    until(lambda: bool(nameless.events))
+    assert scheduler.position("modest") == 2  # behind the first of the greedy one's, before his second
+    scheduler.cancel(first.ticket)
+    for client in (*greedy, modest, nameless):
+        assert client.done.wait(20)
+    assert Client(scheduler, "quick", user="greedy").done.wait(20)
+
+
+def test_several_replies_are_in_work_at_once(tmp_path: Path) -> None:
+    write_json(tmp_path / "script.json", LINES)
+    scheduler = Scheduler(ScriptedBackend(tmp_path / "script.json", slots=3), lambda _: None)
+    scheduler.start()
+    until(lambda: scheduler.state == "ready")
+    slow = [Client(scheduler, "slow") for _ in range(2)]
+    assert Client(scheduler, "quick").done.wait(20)
+    until(lambda: all(client.text for client in slow))
+    assert not any(client.done.is_set() for client in slow)
+    assert scheduler.load == {"waiting": 0, "running": 2, "slots": 3}
+    scheduler.stop()
+    assert scheduler.join(5)
+
+
+def test_a_wait_and_a_reply_have_a_deadline(scheduler: Scheduler) -> None:
+    first = Client(scheduler, "slow")
+    until(lambda: bool(first.text))
+    second = Client(scheduler, "slow")
+    second.ticket.asked -= 1000
+    assert second.done.wait(20)
+    assert isinstance(second.events[-1], Failed)
+    assert isinstance(second.events[-1].error, EngineBusy)
+    first.ticket.started -= 1000
+    assert first.done.wait(20)
+    assert isinstance(first.events[-1], Finished)
+    assert first.events[-1].reason == "length"
+
+
+def test_counts_end_up_in_the_metrics(scheduler: Scheduler) -> None:
+    assert Client(scheduler, "quick").done.wait(20)
+    until(lambda: scheduler.load["running"] == 0)
+    page = scheduler.metrics.render({"slots": (1, "Places.")})
+    assert 'understudy_engine_requests_total{end="stop"} 1' in page
+    assert 'understudy_engine_tokens_total{kind="completion"} 3' in page
+    assert 'understudy_engine_time_to_first_token_seconds_bucket{le="+Inf"} 1' in page
+    assert "understudy_engine_slots 1" in page
 
 
 def test_cancelling_frees_the_slot_before_the_next_starts(scheduler: Scheduler) -> None:
@@ -95,7 +167,7 @@ def test_a_cancelled_request_in_the_queue_never_starts(scheduler: Scheduler) -> 
     scheduler.cancel(second.ticket)
     scheduler.cancel(first.ticket)
     assert Client(scheduler, "quick").done.wait(20)
-    assert second.events == []
+    assert all(isinstance(event, Queued) for event in second.events)
 
 
 def test_stopping_tells_everybody(scheduler: Scheduler) -> None:
@@ -115,7 +187,8 @@ def test_a_broken_client_harms_nobody(scheduler: Scheduler) -> None:
     def broken(_event: Event) -> None:
         raise RuntimeError("Event loop is closed")
 
-    scheduler.submit(Ticket(parse("chat", {"messages": [{"role": "user", "content": "quick"}]}), broken))
+    request = parse("chat", {"messages": [{"role": "user", "content": "quick"}]})
+    scheduler.submit(Ticket(request, scheduler._backend.prepare(request), broken))
     assert Client(scheduler, "quick").done.wait(20)
 
 

@@ -18,8 +18,9 @@ import pytest
 from core.adapters import AdapterRegistry
 from core.db import Database
 from core.settings import PROJECT, Settings, child_environment
+from engine.admission import QUEUE_LIMIT
 from engine.requests import MAX_BODY_BYTES
-from engine.scheduler import QUEUE_LIMIT
+from engine.scripted import SLOTS
 from tests.engine.serving import Engine, engine, free_port, scripted
 from tests.tiny import TinyModel, register_adapter
 
@@ -221,8 +222,8 @@ def test_the_script_answers_by_match_and_adapter(tmp_path: Path) -> None:
 
 def test_a_full_queue_is_429_with_retry_after(tmp_path: Path) -> None:
     lines = [{"match": "", "reply": "word " * 200, "delay_ms": 20}]
-    with scripted(tmp_path, lines) as running, ThreadPoolExecutor(QUEUE_LIMIT + 1) as pool:
-        for _ in range(QUEUE_LIMIT + 1):
+    with scripted(tmp_path, lines) as running, ThreadPoolExecutor(QUEUE_LIMIT + SLOTS) as pool:
+        for _ in range(QUEUE_LIMIT + SLOTS):
             pool.submit(running.chat, "x", max_tokens=200)
         deadline = time.monotonic() + 20
         while running.health()["queue"]["waiting"] < QUEUE_LIMIT:

@@ -57,7 +57,7 @@ def test_streaming_and_its_reply(client: ModelClient) -> None:
 
 
 def test_generate_and_its_limits(client: ModelClient) -> None:
-    reply = client.generate(ASK, max_tokens=3, temperature=0.0, seed=7, stop=["<|im_end|>"])
+    reply = client.generate(ASK, max_tokens=3, seed=7, stop=["<|im_end|>"], conversation="talk")
     assert reply.text == "[1] The notice"
     assert reply.finish_reason == "length"
 

@@ -1,0 +1,338 @@
+"""The engine under load beside its peers: speed for one and for many, waiting, swapping, memory.
+
+Peers, in the same run and through the same client: llama-cpp-python's `Llama` behind a lock (a) and
+llama-server's core by the xllamacpp wheel (b); bare llama_decode is the machine's limit (c). Models of real
+shapes have random weights, because speed does not depend on values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load import FILLER, Heard, Server, Workload, percentile
+from benchmarks.peers import available
+from benchmarks.shapes import QUANTS, SHAPES, Shape, random_adapter, random_gguf
+from benchmarks.table import Row, main
+from core.gguf import check_gguf
+from core.settings import PROJECT, Settings, child_environment, engine_key, quiet_environment
+
+SLOTS = 8
+SPARE_MB = 300
+SWAPS = 100
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model with the load put on it."""
+
+    name: str
+    path: Path
+    shape: Shape | None
+    load: Workload
+    context: int
+    users: tuple[int, ...]
+    threads: int
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Every chosen model against every peer."""
+    quiet_environment()
+    rows: list[Row] = []
+    for trial in _trials(options):
+        print(f"benchmarks.engine: {trial.name}", file=sys.stderr, flush=True)
+        rows += _model(trial, options.quick)
+    return rows
+
+
+def _trials(options: argparse.Namespace) -> Iterator[Trial]:
+    threads = options.threads or len(os.sched_getaffinity(0))
+    wanted = options.models.split(",")
+    users = (1, 4) if options.quick else (1, 2, 4, 8)
+    load = Workload(256, 128, 16) if options.quick else Workload(1000, 300, 64)
+    for shape in SHAPES:
+        for quant in QUANTS:
+            name = f"{shape.name}-{quant}"
+            if name in wanted or ("all" in wanted and not options.quick):
+                yield Trial(name, random_gguf(shape, quant), shape, load, 2048, users, threads)
+    if "builtin" in wanted or "all" in wanted:
+        path = PROJECT / "data" / "models" / "builtin" / "understudy-reader-v1.gguf"
+        # its vocabulary has about four characters a token, and its template leaves the system message out
+        yield Trial("builtin", path, None, Workload(2800, 0, load.answer), 1024, users, threads)
+
+
+def _model(trial: Trial, quick: bool) -> list[Row]:
+    limit = _limit(trial)
+    with tempfile.TemporaryDirectory() as scratch, _engine(trial, Path(scratch)) as (server, process):
+        ours = _measured(server, trial)
+        rows = _alone(trial, ours, limit)
+        rows += _second_turn(trial, server)
+        gap = server.gap(trial.load, 4, _long(trial))
+        rows += _memory(trial, process)
+        if trial.shape is not None:
+            rows += _swaps(trial, server, Path(scratch), process, 10 if quick else SWAPS)
+    peers: dict[str, dict[int, tuple[list[Heard], float]]] = {}
+    gaps: dict[str, tuple[float, float]] = {}
+    for kind in ("lock", "xllamacpp"):
+        if not available(kind):
+            rows.append(Row(f"{trial.name}: {kind} is not installed (requirements-bench.txt)", 0))
+            continue
+        with _peer(kind, trial) as peer:
+            peers[kind] = _measured(peer, trial)
+            gaps[kind] = peer.gap(trial.load, 4, _long(trial))
+    rows += _together(trial, ours, peers)
+    name = f"{trial.name}: long prompt among 4 streams, longest"
+    if "lock" in gaps:
+        rows.append(_at_most(f"{name} silence, beside (a)", gap[0], "s", gaps["lock"][0], 0.25))
+    if "xllamacpp" in gaps:
+        rows.append(Row(f"{name} gap between pieces, beside (b)", gap[1], "s", gaps["xllamacpp"][1]))
+    return rows
+
+
+def _long(trial: Trial) -> int:
+    return 2 * trial.load.prompt if trial.shape else trial.load.prompt
+
+
+def _measured(server: Server, trial: Trial) -> dict[int, tuple[list[Heard], float]]:
+    server.ask(trial.load.messages(10**6), 4)  # warm: files mapped, connections made
+    return {users: server.burst(trial.load, users, seed=users) for users in trial.users}
+
+
+def _at_most(measure: str, value: float, unit: str, reference: float, share: float) -> Row:
+    met = value <= share * reference
+    return Row(measure, value, unit, reference, f"<= {share:g} x reference", met)
+
+
+def _alone(trial: Trial, ours: dict[int, tuple[list[Heard], float]], limit: dict[str, float]) -> list[Row]:
+    (heard,), _ = ours[1]
+    row = Row(
+        f"{trial.name}: one stream, decode", heard.speed, "tokens/s", limit["one"], ">= 0.97 x reference (c)",
+        heard.speed >= 0.97 * limit["one"],
+    )  # fmt: skip
+    return [
+        row,
+        Row(f"{trial.name}: (c) prefill", limit["prefill"], "tokens/s"),
+        Row(f"{trial.name}: (c) {SLOTS} sequences, decode", limit["all"], "tokens/s", limit["one"]),
+    ]
+
+
+def _together(
+    trial: Trial,
+    ours: dict[int, tuple[list[Heard], float]],
+    peers: dict[str, dict[int, tuple[list[Heard], float]]],
+) -> list[Row]:
+    """Total tokens/s and time to first token for each number of users, beside the better peer."""
+    rows = []
+    for users, (heard, seconds) in ours.items():
+        best = max((_rate(*peer[users]) for peer in peers.values()), default=None)
+        name = f"{trial.name}: {users} at once"
+        most = users == max(trial.users)
+        rate = _rate(heard, seconds)
+        met = rate >= 1.5 * best if most and best else None
+        rows.append(Row(f"{name}, total", rate, "tokens/s", best, ">= 1.5 x reference" if most else "", met))
+        rows += [
+            Row(f"{name}, total of {kind}", _rate(*peer[users]), "tokens/s") for kind, peer in peers.items()
+        ]
+        for share in (0.5, 0.95):
+            first = percentile([h.first for h in heard], share)
+            better = min(
+                (percentile([h.first for h in p[users][0]], share) for p in peers.values()), default=0
+            )
+            label = f"{name}, time to first token p{share * 100:.0f}"
+            wanted = most and share == 0.95 and better
+            rows.append(
+                _at_most(label, first, "s", better, 0.5) if wanted else Row(label, first, "s", better)
+            )
+        speed = percentile([h.speed for h in heard], 0.5)
+        rows.append(Row(f"{name}, each stream", speed, "tokens/s"))
+        rows += [Row(f"{name}, errors", sum(bool(h.error) for h in heard), "replies")] if most else []
+    return rows
+
+
+def _rate(heard: Sequence[Heard], seconds: float) -> float:
+    return sum(h.tokens for h in heard) / seconds
+
+
+def _second_turn(trial: Trial, server: Server) -> list[Row]:
+    load = trial.load
+    messages = Workload(load.prompt, 0, load.answer).messages(77)
+    cold = server.ask(messages, load.answer, prompt_cache_key="turns")
+    # not the reply itself: the random models' spellings are not what their tokenizer would make of them
+    answer = FILLER * (load.answer // len(FILLER) + 1)
+    more = [*messages, {"role": "assistant", "content": answer[: load.answer]}]
+    more.append({"role": "user", "content": "And then?"})
+    warm = server.ask(more, 8, prompt_cache_key="turns")
+    if warm.error:  # the built-in model holds one turn only
+        return []
+    return [_at_most(f"{trial.name}: second turn, time to first token", warm.first, "s", cold.first, 0.3)]
+
+
+def _swaps(trial: Trial, server: Server, scratch: Path, process: int, swaps: int) -> list[Row]:
+    """Promote two adapters in turn while four streams run: who failed, who paused, what it cost in memory."""
+    assert trial.shape is not None
+    registry = _registry(trial, scratch)
+    stop, heard, memory = threading.Event(), [], []
+
+    def client(number: int) -> None:
+        while not stop.is_set():
+            heard.append(server.ask(Workload(200, 0, 32).messages(number), 32))
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for thread in clients:
+        thread.start()
+    took = []
+    for number in range(swaps):
+        registry.promote(f"swap-{number % 2}", "benchmark", "swap")
+        began = time.monotonic()
+        error = server.client.post("/adapters/sync").json()["error"]
+        took.append(time.monotonic() - began)
+        heard += [Heard(0, error=error)] if error else []
+        memory.append(_resident(process))
+    stop.set()
+    for thread in clients:
+        thread.join()
+    registry.database.close()
+    failed = [h for h in heard if h.error or not h.pieces]
+    gaps = [h.longest_gap for h in heard if h.pieces]
+    pause = _gauge(server, "owner_pause_seconds")
+    growth = memory[-1] / memory[min(4, len(memory) - 1)] - 1
+    name = f"{trial.name}: {swaps} swaps under 4 streams"
+    return [
+        Row(f"{name}, failed", len(failed), "replies", len(heard), "0", not failed),
+        Row(f"{name}, longest pause", pause * 1000, "ms", None, "<= 50", pause <= 0.05),
+        Row(f"{name}, from promotion to service (median)", percentile(took, 0.5) * 1000, "ms"),
+        Row(f"{name}, longest gap between pieces (median reply)", percentile(gaps, 0.5) * 1000, "ms"),
+        Row(f"{name}, memory", growth * 100, "% more", None, "<= 5", growth <= 0.05),
+    ]  # fmt: skip
+
+
+def _registry(trial: Trial, scratch: Path):  # type: ignore[no-untyped-def]
+    from core.adapters import CARD, GGUF, Adapter, AdapterRegistry
+    from core.db import Database, now_ms
+    from core.files import sha256_of, write_json
+
+    assert trial.shape is not None
+    registry = AdapterRegistry(Database(scratch / "understudy.db"), scratch / "adapters")
+    for number in range(2):
+        folder = registry.folder / f"swap-{number}"
+        folder.mkdir(parents=True)
+        (folder / GGUF).write_bytes(random_adapter(trial.shape, number).read_bytes())
+        digest = sha256_of(folder / GGUF)
+        write_json(folder / CARD, {"sha256": digest})
+        registry.register(
+            Adapter(
+                folder.name, trial.path.stem, sha256_of(trial.path), digest, None, None, None, "sft",
+                "passed", {}, now_ms(),
+            )
+        )  # fmt: skip
+    return registry
+
+
+def _gauge(server: Server, name: str) -> float:
+    (found,) = re.findall(rf"^understudy_engine_{name} (\S+)$", server.client.get("/metrics").text, re.M)
+    return float(found)
+
+
+def _memory(trial: Trial, process: int) -> list[Row]:
+    from engine.limits import cache_bytes
+
+    cache = cache_bytes(check_gguf(trial.path)) * trial.context * SLOTS
+    allowed = trial.path.stat().st_size + cache + (SPARE_MB << 20)
+    used = _resident(process)
+    goal = f"<= file + cache + {SPARE_MB} MB"
+    return [Row(f"{trial.name}: memory", used / 2**20, "MB", allowed / 2**20, goal, used <= allowed)]
+
+
+def _resident(process: int) -> int:
+    import psutil
+
+    return int(psutil.Process(process).memory_info().rss)
+
+
+def _limit(trial: Trial) -> dict[str, float]:
+    done = subprocess.run(_command("raw", trial), cwd=PROJECT, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def _command(kind: str, trial: Trial) -> list[str]:
+    filled = trial.load.prompt if trial.shape else 700
+    return [
+        sys.executable, "-m", "benchmarks.peers", kind, str(trial.path), "--context", str(trial.context),
+        "--threads", str(trial.threads), "--slots", str(SLOTS), "--filled", str(filled),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _peer(kind: str, trial: Trial) -> Iterator[Server]:
+    with subprocess.Popen(
+        _command(kind, trial), cwd=PROJECT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        address = ""
+        while not address.startswith("http"):
+            address = process.stdout.readline().strip() if process.poll() is None else "http://gone"
+        server = Server(address)
+        try:
+            yield server
+        finally:
+            server.close()
+            process.kill()
+
+
+@contextmanager
+def _engine(trial: Trial, scratch: Path) -> Iterator[tuple[Server, int]]:
+    from rag.model import free_port
+
+    model = "builtin" if trial.shape is None else str(trial.path)
+    settings = Settings(
+        data_dir=scratch, model=model, context=trial.context, threads=trial.threads, slots=SLOTS,
+        engine_port=free_port(),
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "engine.server"], cwd=PROJECT, env=child_environment(settings)
+    ) as process:
+        server = Server(f"http://127.0.0.1:{settings.engine_port}", engine_key(settings))
+        try:
+            _await(server)
+            yield server, process.pid
+        finally:
+            server.close()
+            process.kill()
+
+
+def _await(server: Server) -> None:
+    import httpx
+
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        try:
+            if server.client.get("/health").json()["status"] == "ok":
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError("The engine did not become ready.")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    names = [f"{shape.name}-{quant}" for shape in SHAPES for quant in QUANTS]
+    parser.add_argument(
+        "--models", default="0.6B-Q4_K_M,all", help=f"comma-separated: all, builtin, {', '.join(names)}"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="threads of every side (default: every core)")
+
+
+if __name__ == "__main__":
+    sys.exit(main("engine", (__doc__ or "").splitlines()[0], measure, _arguments))

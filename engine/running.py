@@ -1,0 +1,125 @@
+"""One reply in work: its place in the prompt, its sampler, and the text it has made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.backend import Begun, Finished, FinishReason, Part, Piece, TokenLogprob, Work
+from engine.context import NativeContext, Variant
+from engine.native import NativeModel
+from engine.sampler import Sampler
+from engine.slots import Slot
+from engine.text import TextStream
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a reply besides its limits: the tokens of the catalog's stops, and stops without a token."""
+
+    tokens: frozenset[int] = frozenset()
+    strings: tuple[str, ...] = ()
+
+
+class Running:
+    """A reply in work in one context. The prompt is evaluated first, then a token at a time."""
+
+    def __init__(self, work: Work, variant: Variant, model: NativeModel, ends: Ends, context: int) -> None:
+        sampling = work.request.sampling
+        self.work = work
+        self.variant = variant
+        self.tokens = work.prompt.tokens
+        self.slot: Slot | None = None
+        self.done = 0  # tokens of the prompt whose cache is there
+        self.cached = 0
+        self.made = 0
+        self.token = -1  # sampled, and not yet evaluated
+        self.limit = min(sampling.max_tokens, context - len(self.tokens))
+        self._model = model
+        self._ends = ends
+        self._text = TextStream(sampling.stop + ends.strings)
+        self._sampler = Sampler(model.library, model.vocabulary, sampling)
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the whole prompt was evaluated."""
+        return self.done == len(self.tokens)
+
+    @property
+    def scored(self) -> bool:
+        """Whether log probabilities of the prompt's own tokens are wanted."""
+        return self.work.request.echo and self.work.request.logprobs is not None
+
+    @property
+    def position(self) -> int:
+        """Where the sampled token goes."""
+        return len(self.tokens) + self.made - 1
+
+    def begun(self) -> Begun:
+        """The event for the client when the prompt has its slot."""
+        return Begun(len(self.tokens), self.cached)
+
+    def score(self, index: int, logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None) -> None:
+        """Note how probable the prompt's token `index` was; `logits` are those of the token before it."""
+        self._logprobs.append(self._logprob(self.tokens[index], logits))
+
+    def echoed(self) -> list[Part]:
+        """The prompt's own text, when it was asked for, with what `score` noted."""
+        if not self.work.request.echo:
+            return []
+        noted, self._logprobs = tuple(self._logprobs), []
+        return [Piece(self.work.request.prompt, noted)]
+
+    def sample(self, context: NativeContext, row: int) -> list[Part]:
+        """Choose the next token from a row of the last batch; what the client gets, at the end a Finished."""
+        if self.limit <= 0:
+            return [self.finished("length")]
+        self.token = self._sampler.next(context.pointer, row)
+        if self.token in self._ends.tokens or self._model.is_end(self.token):
+            return [*self._piece(b"", final=True), self.finished("stop")]
+        self.made += 1
+        if self.work.request.logprobs is not None:
+            self._logprobs.append(self._logprob(self.token, context.logits(row)))
+        parts = self._piece(self._model.piece(self.token))
+        if self._text.stopped:
+            return [*parts, self.finished("stop")]
+        if self.made >= self.limit:
+            return [*parts, *self._piece(b"", final=True), self.finished("length")]
+        return parts
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """The end, with the counts so far."""
+        return Finished(reason, len(self.tokens), self.made, self.cached)
+
+    def close(self) -> None:
+        """Free the sampler."""
+        self._sampler.close()
+
+    def _piece(self, data: bytes, *, final: bool = False) -> list[Part]:
+        text = self._text.push(data, final=final)
+        if not text and not (final and self._logprobs):
+            return []
+        noted, self._logprobs = tuple(self._logprobs), []
+        return [Piece(text, noted)]
+
+    def _logprob(
+        self, token: int, logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
+    ) -> TokenLogprob:
+        if logits is None:
+            return TokenLogprob(self._spelt(token), None)
+        import numpy as np
+
+        scores = logits.astype(np.float64)
+        scores -= scores.max()
+        scores -= np.log(np.exp(scores).sum())
+        count = self.work.request.logprobs or 0
+        best: Any = np.argpartition(-scores, count)[:count] if count else []
+        top = sorted(((self._spelt(int(t)), float(scores[t])) for t in best), key=lambda pair: -pair[1])
+        return TokenLogprob(self._spelt(token), float(scores[token]), tuple(top))
+
+    def _spelt(self, token: int) -> str:
+        return self._model.piece(token).decode("utf-8", "replace") or self._model.token_text(token)
