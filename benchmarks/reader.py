@@ -47,7 +47,10 @@ def measure(options: argparse.Namespace) -> list[Row]:
             for name in question_sets.SETS if options.sets else ():
                 cases = question_sets.load(name, options.sets, model, embedder, limit)
                 replies = evaluate(client, [case.case for case in cases], "base")
-                rows += READ[name](cases, replies, settings.support_threshold) if cases else []
+                read = [pair for pair in zip(cases, replies, strict=True) if pair[1].asked]
+                if read:
+                    asked, said = [case for case, _ in read], [reply for _, reply in read]
+                    rows += READ[name](asked, said, settings.support_threshold)
             return [*rows, memory_row()]
 
 
@@ -71,7 +74,7 @@ def _golden(settings: Settings, model: CatalogModel, limit: int | None) -> list[
 
 def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, settings: Settings) -> list[Row]:
     """Figures on the golden questions, beside quoting alone."""
-    replies = evaluate(client, cases, "base")
+    replies = evaluate(client, cases, "base")  # every prompt was built to fit
     quoted = quote_replies(cases, Embedder().similarity)
     right, beside = mean(replies, cases, "citation", True), mean(quoted, cases, "citation", True)
     seconds = sum(r.ms for r in replies) / 1000
