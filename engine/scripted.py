@@ -23,6 +23,7 @@ from engine.text import TextStream
 NO_REPLY = "The script holds no reply to this."
 SLOTS = 4
 NAP_SECONDS = 0.02
+CRASH_SECONDS = 0.2  # spent on the fatal word, as in native code: what was said before is on its way
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class ScriptedBackend:
             word = reading.words[reading.made]
             reading.made += 1
             if reading.line.crash and reading.made > len(reading.words) // 2:
+                time.sleep(CRASH_SECONDS)
                 os.abort()
             if piece := reading.text.push(word.encode()):
                 outputs.append((work, Piece(piece)))
