@@ -96,7 +96,11 @@ class Turn:
     def _generate(self) -> None:
         question = self.question
         stream = self.resources.assistant.stream(
-            question.text, question.history, model=question.model, stop=self._stop
+            question.text,
+            question.history,
+            model=question.model,
+            stop=self._stop,
+            conversation=question.conversation_id,
         )
         for item in stream:
             if isinstance(item, Answer):

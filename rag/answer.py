@@ -38,6 +38,16 @@ class Interrupted(EngineUnavailable):
         self.partial = partial
 
 
+@dataclass(frozen=True)
+class _Run:
+    """How a question is to be answered: by which model, in which conversation, until which event."""
+
+    model: str
+    conversation: str
+    stop: threading.Event
+    timings: dict[str, float]
+
+
 @dataclass
 class _Turn:
     """One question under way."""
@@ -80,11 +90,13 @@ class Assistant:
         history: Sequence[Message] = (),
         model: str = "live",
         stop: threading.Event | None = None,
+        conversation: str = "",
     ) -> Iterator[str | Answer]:
         """Pieces of text to show, then exactly one Answer, whose text wins over the pieces.
 
-        `stop` ends it early with finish_reason "stop_requested" and what had arrived. Raises QuestionError,
-        EngineBusy, ModelError, and Interrupted (an EngineUnavailable) when the engine goes away.
+        Turns of one `conversation` may reuse each other's evaluated prompt. `stop` ends it early with
+        finish_reason "stop_requested" and what had arrived. Raises QuestionError, EngineBusy, ModelError, and
+        Interrupted (an EngineUnavailable) when the engine goes away.
         """
         asked = question_line(question)
         remark = small_talk(asked, self.model.name)
@@ -100,7 +112,8 @@ class Assistant:
             yield REFUSAL
             yield replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
             return
-        yield from self._generate(asked, passages, history, (model, timings, stop or threading.Event()))
+        run = _Run(model, conversation, stop or threading.Event(), timings)
+        yield from self._generate(asked, passages, history, run)
 
     def retrieve(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
@@ -116,9 +129,8 @@ class Assistant:
         asked: str,
         passages: list[Passage],
         history: Sequence[Message],
-        run: tuple[str, dict[str, float], threading.Event],
+        run: _Run,
     ) -> Iterator[str | Answer]:
-        model, timings, stop = run
         sampling: dict[str, Any] = {
             "max_tokens": self.settings.answer_tokens,
             "temperature": self.settings.temperature,
@@ -127,9 +139,12 @@ class Assistant:
         }
         while True:
             prompt = self._prompt(asked, passages, history)
-            turn = _Turn(prompt, sampling, timings, asked)
+            turn = _Turn(prompt, sampling, run.timings, asked)
             try:
-                yield from self._show(turn, self.client.stream(prompt.messages, model, **sampling), stop)
+                stream = self.client.stream(
+                    prompt.messages, run.model, conversation=run.conversation, **sampling
+                )
+                yield from self._show(turn, stream, run.stop)
                 break
             except PromptTooLong:
                 if not prompt.passages:
