@@ -25,6 +25,7 @@ from benchmarks.load import FILLER, Heard, Server, Workload, percentile
 from benchmarks.peers import available
 from benchmarks.shapes import QUANTS, SHAPES, Shape, random_adapter, random_gguf
 from benchmarks.table import Row, main
+from core.catalog import BUILTIN
 from core.gguf import check_gguf
 from core.settings import PROJECT, Settings, child_environment, engine_key, quiet_environment
 
@@ -67,7 +68,7 @@ def _trials(options: argparse.Namespace) -> Iterator[Trial]:
             if name in wanted or ("all" in wanted and not options.quick):
                 yield Trial(name, random_gguf(shape, quant), shape, load, 2048, users, threads)
     if "builtin" in wanted or "all" in wanted:
-        path = PROJECT / "data" / "models" / "builtin" / "understudy-reader-v1.gguf"
+        path = PROJECT / "data" / "models" / "builtin" / BUILTIN.gguf_file
         # its vocabulary has about four characters a token, and its template leaves the system message out
         yield Trial("builtin", path, None, Workload(2800, 0, load.answer), 1024, users, threads)
 

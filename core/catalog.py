@@ -100,13 +100,13 @@ class CatalogModel:
 
 BUILTIN = CatalogModel(
     id="builtin",
-    name="Understudy Reader v1 (built in)",
+    name="Understudy Reader v2 (built in)",
     parameters=0.0075,
     licence="Apache-2.0",
     context=1024,
     template=READER,
     stop=("<|im_end|>",),
-    gguf_file="understudy-reader-v1.gguf",
+    gguf_file="understudy-reader-v2.gguf",
     passages=8,
     units=6,
     history=0,

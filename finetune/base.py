@@ -123,17 +123,23 @@ def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> N
 class Step:
     """A shard: how many exercises, of how many units, which share of them in random order.
 
-    `disguise`: share of the words that a question by rule may inflect or replace.
+    `disguise`: share of the words that a question by rule may inflect or replace. `easy`: share kept of the
+    refusals and of the answers that stand first, without which little else would be learned.
     """
 
     count: int
     units: tuple[int, int]
     shuffled: float
     disguise: float
+    easy: float = 0.6
 
 
-# Half in random order, where only reading helps; then nearly all in the product's, the best guess first.
-CURRICULUM = (*[Step(6000, (4, 7), 0.5, 0.6)] * 5, *[Step(6000, (5, 7), 0.1, 0.8)] * 6)
+# Half in random order, where only reading helps; then in the product's, where the best guess stands first.
+CURRICULUM = (
+    *[Step(6000, (4, 7), 0.5, 0.6)] * 5,
+    *[Step(6000, (5, 7), 0.1, 0.8)] * 2,
+    Step(6000, (6, 6), 0.0, 0.8, easy=1.0),
+)
 QUICK = (Step(60, (3, 4), 0.5, 1.0),)
 MEASURED = Step(900, (6, 6), 0.0, 1.0)
 

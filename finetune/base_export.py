@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-GGUF = "understudy-reader-v1.gguf"
+GGUF = "understudy-reader-v2.gguf"
 CALIBRATION_UNITS = 10
 TEMPLATE = (
     "{%- for message in messages %}{%- if message['role'] == 'user' %}"
@@ -108,7 +108,7 @@ def export(out: Path, target: Path) -> None:
         target / "card.json",
         card
         | {
-            "name": "Understudy Reader v1",
+            "name": "Understudy Reader v2",
             "licence": "Apache-2.0",
             "tokenizer_agreement": agreed,
             "refusal_factor": round(factor, 3),

@@ -26,7 +26,6 @@ QUESTIONS = 45  # to an organisation, which has some 40 facts with four question
 WITHOUT = 0.08  # share of the answerable questions whose answer is taken away
 # Share of each kind among the exercises; what is missing (no source, no sets) goes to the invented papers.
 SHARES = (("written", 0.27), ("sets", 0.13), ("rule", 0.14), ("greeting", 0.01))
-EASY = 0.6  # share kept of refusals and of answers that stand first: nothing else would be learned
 
 
 class Amount(Protocol):
@@ -43,6 +42,10 @@ class Amount(Protocol):
     @property
     def shuffled(self) -> float:
         """Share of the exercises in random order."""
+
+    @property
+    def easy(self) -> float:
+        """Share kept of refusals and of answers that stand first."""
 
     @property
     def disguise(self) -> float:
@@ -108,7 +111,7 @@ class Library:
         for asked in chosen:
             assert texts.shelf
             line = replace(asked, question=question_line(asked.question))
-            made += kept(texts.shelf.show(line, rng, view(step, rng)), rng)
+            made += kept(texts.shelf.show(line, rng, view(step, rng)), step, rng)
         return made
 
     def _by_rule(self, texts: Texts, count: int, step: Amount, rng: random.Random) -> list[Exercise]:
@@ -123,7 +126,7 @@ class Library:
             for asked, words in drafts:
                 shown = texts.shelf.show(asked, rng, view(step, rng))
                 if shown and base_data.clear(shown, words, texts.rarity):
-                    made += kept(shown, rng)
+                    made += kept(shown, step, rng)
         return made[:count]
 
     def _office(self, count: int, step: Amount, rng: random.Random, held: bool) -> list[Exercise]:
@@ -137,7 +140,7 @@ class Library:
             vectors.add(asked.question for asked in wanted)
             shelf = Shelf(papers, vectors)
             for asked in wanted:
-                made += kept(shelf.show(asked, rng, view(step, rng)), rng)
+                made += kept(shelf.show(asked, rng, view(step, rng)), step, rng)
         return made[:count]
 
     def _read_source(self, source: Path) -> None:
@@ -187,10 +190,10 @@ def view(step: Amount, rng: random.Random) -> View:
     return View(rng.randint(*step.units), rng.random() < step.shuffled, rng.random() < WITHOUT)
 
 
-def kept(shown: Exercise | None, rng: random.Random) -> list[Exercise]:
+def kept(shown: Exercise | None, step: Amount, rng: random.Random) -> list[Exercise]:
     """The exercise, unless there is none or it is one of the easy ones that are left out."""
     easy = shown is not None and shown.labels in ((1,), ())
-    return [shown] if shown and (not easy or rng.random() < EASY) else []
+    return [shown] if shown and (not easy or rng.random() < step.easy) else []
 
 
 def is_held(name: str) -> bool:

@@ -188,15 +188,15 @@ def train(folder: Path, shape: Shape, plan: Schedule, seed: int = 0) -> list[flo
         betas=(0.9, 0.98),
         fused=True,
     )
-    step = 0
+    step, used = 0, dict[str, int]()
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         if "opt" in saved:  # weights to start from have none
             opt.load_state_dict(saved["opt"])
-        step = int(saved["step"])
+        step, used = int(saved["step"]), saved.get("used", used)
     log, history, seen, began = [], [], 0, time.time()
-    for batch in _endless(folder, plan.tokens, seed + step):
+    for batch in _endless(folder, plan.tokens, seed + step, used):
         if step >= plan.steps:
             break
         for group in opt.param_groups:
@@ -218,13 +218,14 @@ def train(folder: Path, shape: Shape, plan: Schedule, seed: int = 0) -> list[flo
                 )
             log = []
         if step % 200 == 0 or step == plan.steps:
-            torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "step": step}, state)
+            saved = {"model": model.state_dict(), "opt": opt.state_dict(), "step": step, "used": used}
+            torch.save(saved, state)
     return history
 
 
-def _endless(folder: Path, tokens: int, seed: int) -> Iterator[list[Item]]:
-    """Batches from the shards; the least used shard first, in the order of names."""
-    rng, used = np.random.default_rng(seed), dict[str, int]()
+def _endless(folder: Path, tokens: int, seed: int, used: dict[str, int]) -> Iterator[list[Item]]:
+    """Batches from the shards; the least used shard first, in the order of names. Counts them in `used`."""
+    rng = np.random.default_rng(seed)
     while True:
         paths = sorted((folder / "shards").glob("*.npz"), key=lambda p: (used.get(p.name, 0), p.name))
         if not paths:
