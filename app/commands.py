@@ -92,3 +92,7 @@ def _run(command: Command, arguments: list[str], debug: bool) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The pages in a real browser: the loop a person walks; nothing shown can call home (rows S11, S12)."""
+"""The pages in a real browser: the loop a person walks; nothing shown can call home (rows S11, S12, W08)."""
 
 from __future__ import annotations
 

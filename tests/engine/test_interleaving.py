@@ -1,4 +1,4 @@
-"""Eight clients ask, cancel and hang up at random while adapters are swapped; nobody gets another's reply.
+"""Row R11: eight clients ask, cancel and hang up while adapters are swapped; nobody gets another's reply.
 
 Every question holds a canary of its own, and the tiny model's greedy text depends on the whole prompt, so a
 reply made from another's tokens, cache or adapter is another text.

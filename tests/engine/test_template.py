@@ -1,3 +1,5 @@
+"""Chat templates: ours, pinned by hash and rendered in a sandbox; an embedded one never runs (row S01)."""
+
 from __future__ import annotations
 
 import pytest

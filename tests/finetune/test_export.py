@@ -1,4 +1,4 @@
-"""Only plain, undamaged LoRA for the right base is exported, and never by half."""
+"""Only plain, undamaged LoRA for the right base is exported, and never by half (row S07)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real training of the tiny model: SFT, DPO, GRPO, NF4, stopping, killing and going on."""
+"""Real training of the tiny model: SFT, DPO, GRPO, NF4, stopping, killing and going on (row R09)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 while documents are taken in: nothing acknowledged is lost, nothing is orphaned, all of it works.
+"""kill -9 while documents are taken in: nothing acknowledged is lost or orphaned, all of it works (row R01).
 
 A child ingests small documents and acknowledges each in a pipe; it is killed after a random time, and the
 next child opens the same folder (probe, repair) and goes on. Vectors are derived from the text's hash instead
