@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import json
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,12 @@ def versions() -> dict[str, str]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process held at once (kilobytes on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most memory this process held at once.
+
+    From /proc where there is one: `ru_maxrss` also counts what the starting process held at the fork.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes

@@ -232,3 +232,14 @@ def test_a_bad_plan_file_ends_with_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_peak_of_a_child_is_its_own() -> None:
+    """`ru_maxrss` would count what this process holds when it starts the child."""
+    held = bytearray(400 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    code = "from finetune.progress import peak_bytes; print(peak_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < len(held) // 2
