@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks import question_sets
@@ -40,12 +41,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
-        embedder = Embedder()
         golden = _golden(settings, model, limit)
         with engine_client(settings) as client:
             rows = golden_rows(model.name, golden, client, settings)
             for name in question_sets.SETS if options.sets else ():
-                cases = question_sets.load(name, options.sets, model, embedder, limit)
+                cases = question_sets.load(name, options.sets, model, embedder(), limit)
                 replies = evaluate(client, [case.case for case in cases], "base")
                 read = [pair for pair in zip(cases, replies, strict=True) if pair[1].asked]
                 if read:
@@ -72,10 +72,16 @@ def _golden(settings: Settings, model: CatalogModel, limit: int | None) -> list[
     return freeze_cases(rows[::step], (), ask, names, settings.data_dir / "cases")
 
 
+@cache
+def embedder() -> Embedder:
+    """One for the whole run: it takes seconds to load."""
+    return Embedder()
+
+
 def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, settings: Settings) -> list[Row]:
     """Figures on the golden questions, beside quoting alone."""
     replies = evaluate(client, cases, "base")  # every prompt was built to fit
-    quoted = quote_replies(cases, Embedder().similarity)
+    quoted = quote_replies(cases, embedder().similarity)
     right, beside = mean(replies, cases, "citation", True), mean(quoted, cases, "citation", True)
     seconds = sum(r.ms for r in replies) / 1000
 
@@ -138,7 +144,7 @@ def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: f
         at_least("xquad: citation right when the fact is", cited, CITED_GOAL, "of facts"),
         Row("xquad: wrongly refused", mean(replies, plain, "refused", True), "of questions"),
         Row("xquad: evidence in the prompt", mean(replies, plain, "reachable", True), "of questions"),
-        whole_row("xquad", plain, replies, quote_replies(plain, Embedder().similarity), threshold),
+        whole_row("xquad", plain, replies, quote_replies(plain, embedder().similarity), threshold),
     ]  # fmt: skip
 
 

@@ -21,16 +21,13 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune.base_data import WORDS
 from finetune.base_export import SPECIAL
+from finetune.base_library import Library, Step
 from finetune.base_shelf import LABELS
-
-if TYPE_CHECKING:
-    from finetune.base_library import Library
 
 # The regular expression of Llama 3's tokenizer: llama.cpp knows it as `llama-bpe`.
 SPLIT = (
@@ -117,21 +114,6 @@ def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> N
         meaning=vectors.astype(np.float16),
     )
     (out / "pieces.json").write_text(json.dumps(pieces), "utf-8")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A shard: how many exercises, of how many units, which share of them in random order.
-
-    `disguise`: share of the words that a question by rule may inflect or replace. `easy`: share kept of the
-    refusals and of the answers that stand first, without which little else would be learned.
-    """
-
-    count: int
-    units: tuple[int, int]
-    shuffled: float
-    disguise: float
-    easy: float = 0.6
 
 
 # Half in random order, where only reading helps; then in the product's, where the best guess stands first.
@@ -259,8 +241,6 @@ def main(argv: list[str] | None = None) -> None:
     if a.stage == "start":
         start_from(a.target, a.out)
     if a.stage == "data" or everything:
-        from finetune.base_library import Library
-
         library = Library(source, a.sets, a.out / "texts.npz")
         make_data(library, a.out, QUICK if a.quick else CURRICULUM, a.seed)
     if a.stage == "train" or everything:

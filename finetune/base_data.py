@@ -17,7 +17,7 @@ from math import log
 from pathlib import Path
 
 from core.types import Passage
-from finetune.base_shelf import Asked, Exercise, passage
+from finetune.base_shelf import Asked, Exercise
 from rag.chunks import units
 from rag.words import STOP, stem
 
@@ -37,7 +37,6 @@ for _group in map(str.split, WORDS["synonyms"]):
     for _w in _group:
         _SYN.setdefault(_w, []).extend(x for x in _group if x != _w)
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*|\d[\d,.:/-]*\d|\d")
-_SENTENCE = re.compile(r"(?<=[a-z0-9)\"'][.!?])\s+(?=[A-Z\"])")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 
 
@@ -223,8 +222,3 @@ def clear(exercise: Exercise, words: Sequence[str], rarity: Rarity) -> bool:
     answer = exercise.labels[0] - 1
     rest = [value for at, value in enumerate(score) if at != answer]
     return score[answer] >= max(rest, default=0.0) + 0.15
-
-
-def shelf_passage(heading: str, paragraph: str) -> Passage:
-    """A paragraph as a passage, one unit a line."""
-    return passage(heading, sentences(paragraph))

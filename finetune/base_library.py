@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 from zlib import crc32
 
 from core.types import Passage
@@ -28,28 +27,19 @@ WITHOUT = 0.08  # share of the answerable questions whose answer is taken away
 SHARES = (("written", 0.27), ("sets", 0.13), ("rule", 0.14), ("greeting", 0.01))
 
 
-class Amount(Protocol):
-    """A step of the curriculum: `finetune.base.Step`."""
+@dataclass(frozen=True)
+class Step:
+    """A shard: how many exercises, of how many units, which share of them in random order.
 
-    @property
-    def count(self) -> int:
-        """How many exercises."""
+    `disguise`: share of the words that a question by rule may inflect or replace. `easy`: share kept of the
+    refusals and of the answers that stand first, without which little else would be learned.
+    """
 
-    @property
-    def units(self) -> tuple[int, int]:
-        """Fewest and most units shown."""
-
-    @property
-    def shuffled(self) -> float:
-        """Share of the exercises in random order."""
-
-    @property
-    def easy(self) -> float:
-        """Share kept of refusals and of answers that stand first."""
-
-    @property
-    def disguise(self) -> float:
-        """Share of the words that questions by rule may replace."""
+    count: int
+    units: tuple[int, int]
+    shuffled: float
+    disguise: float
+    easy: float = 0.6
 
 
 class Texts:
@@ -88,14 +78,14 @@ class Library:
             texts.close(self.vectors)
         self.vectors.keep()
 
-    def exercises(self, step: Amount, rng: random.Random, held: bool) -> Iterator[Exercise]:
+    def exercises(self, step: Step, rng: random.Random, held: bool) -> Iterator[Exercise]:
         """The exercises of a step of the curriculum, in random order."""
         plan = {kind: int(share * step.count) for kind, share in SHARES}
         texts = self.held if held else self.train
         for kind in ("written", "sets"):
             plan[kind] = plan[kind] if texts.asked[kind] else 0
         plan["rule"] = plan["rule"] if texts.shelf else 0
-        made = [base_greeting(rng) for _ in range(plan["greeting"])]
+        made = [greeting(rng) for _ in range(plan["greeting"])]
         for kind in ("written", "sets"):
             made += self._asked(texts, kind, plan[kind], step, rng)
         made += self._by_rule(texts, plan["rule"], step, rng)
@@ -103,7 +93,7 @@ class Library:
         rng.shuffle(made)
         yield from made
 
-    def _asked(self, texts: Texts, kind: str, count: int, step: Amount, rng: random.Random) -> list[Exercise]:
+    def _asked(self, texts: Texts, kind: str, count: int, step: Step, rng: random.Random) -> list[Exercise]:
         made: list[Exercise] = []
         pool = [asked for asked in texts.asked[kind] for _ in range(2)]
         chosen = rng.sample(pool, min(count, len(pool)))
@@ -114,7 +104,7 @@ class Library:
             made += kept(texts.shelf.show(line, rng, view(step, rng)), step, rng)
         return made
 
-    def _by_rule(self, texts: Texts, count: int, step: Amount, rng: random.Random) -> list[Exercise]:
+    def _by_rule(self, texts: Texts, count: int, step: Step, rng: random.Random) -> list[Exercise]:
         made: list[Exercise] = []
         while len(made) < count and texts.shelf:
             drafts = []
@@ -129,7 +119,7 @@ class Library:
                     made += kept(shown, step, rng)
         return made[:count]
 
-    def _office(self, count: int, step: Amount, rng: random.Random, held: bool) -> list[Exercise]:
+    def _office(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
         made: list[Exercise] = []
         while len(made) < count:
             sections = base_business.organisation(rng, held)
@@ -161,9 +151,9 @@ class Library:
     ) -> None:
         texts = self.held if is_held(doc[0][0].split(" > ")[0]) else self.train
         rest = [p for _, p in doc if p not in homes and base_data.readable(p)]
-        kept = homes | set(random.Random(len(doc)).sample(rest, min(SIBLINGS, len(rest))))  # noqa: S311
+        chosen = homes | set(random.Random(len(doc)).sample(rest, min(SIBLINGS, len(rest))))  # noqa: S311
         for heading, paragraph in doc:
-            if paragraph in kept and not (base_qa.grams(paragraph) & self.barred):
+            if paragraph in chosen and not (base_qa.grams(paragraph) & self.barred):
                 lines = base_data.sentences(paragraph)
                 home = texts.add(heading, lines)
                 for number, question in written.get(base_data.key(paragraph), ()):
@@ -185,12 +175,12 @@ class Library:
                     texts.asked["sets"].append(Asked(question.text, home, question.gold, "sets", either=True))
 
 
-def view(step: Amount, rng: random.Random) -> View:
+def view(step: Step, rng: random.Random) -> View:
     """How to show the next question."""
     return View(rng.randint(*step.units), rng.random() < step.shuffled, rng.random() < WITHOUT)
 
 
-def kept(shown: Exercise | None, step: Amount, rng: random.Random) -> list[Exercise]:
+def kept(shown: Exercise | None, step: Step, rng: random.Random) -> list[Exercise]:
     """The exercise, unless there is none or it is one of the easy ones that are left out."""
     easy = shown is not None and shown.labels in ((1,), ())
     return [shown] if shown and (not easy or rng.random() < step.easy) else []
@@ -201,6 +191,6 @@ def is_held(name: str) -> bool:
     return crc32(name.encode()) % 12 == 5
 
 
-def base_greeting(rng: random.Random) -> Exercise:
+def greeting(rng: random.Random) -> Exercise:
     """Small talk without passages."""
     return Exercise(rng.choice(base_data.WORDS["greeting"]), base_data.GREETING, (), (), "greeting")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.catalog import BUILTIN
 from core.types import Passage, Unit
 from rag.chunks import units
 from rag.embed import Embedder
@@ -22,7 +23,6 @@ from rag.focus import focus
 from rag.prompt import REFUSAL, layout, number_units, question_line
 from rag.words import one_line
 
-PASSAGES = 8  # as in the built-in model's catalog record
 LABELS = 40
 
 
@@ -128,7 +128,7 @@ class Shelf:
 
         A question whose answer is not shown becomes a refusal. None when nothing is shown.
         """
-        found = self.nearest(asked.question, PASSAGES)
+        found = self.nearest(asked.question, BUILTIN.passages)
         if asked.home not in found and rng.random() < 0.5:
             found[-1] = asked.home  # the product's search by words would find half of these
         chosen = [self.passages[i] for i in found]

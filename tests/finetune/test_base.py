@@ -12,7 +12,7 @@ import pytest
 
 from core.settings import PROJECT
 from finetune import base, base_business, base_data, base_export, base_qa
-from finetune.base_library import Library
+from finetune.base_library import Library, Step
 from finetune.base_shelf import Asked, Exercise, Shelf, View, passage
 from rag.prompt import REFUSAL
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, library: Library) -> Path:
 
 @pytest.fixture(scope="module")
 def exercises(library: Library) -> list[Exercise]:
-    return list(library.exercises(base.Step(100, (3, 7), 0.5, 0.8), random.Random(3), held=False))
+    return list(library.exercises(Step(100, (3, 7), 0.5, 0.8), random.Random(3), held=False))
 
 
 def shelf(library: Library) -> Shelf:
@@ -98,7 +98,7 @@ def test_an_answer_is_a_unit_word_for_word_or_the_refusal(exercises: list[Exerci
 
 
 def test_answers_stand_anywhere_in_random_order(library: Library) -> None:
-    made = library.exercises(base.Step(90, (4, 4), 1.0, 0.8), random.Random(3), held=False)
+    made = library.exercises(Step(90, (4, 4), 1.0, 0.8), random.Random(3), held=False)
     where = Counter(e.labels[0] for e in made if len(e.labels) == 1)
     assert min(where[n] for n in (2, 3, 4)) > 0.08 * sum(where.values())
 
