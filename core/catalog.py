@@ -71,9 +71,9 @@ class CatalogModel:
     """A base model: where its files are and how to talk to, budget and train it.
 
     `passages` and `history` are how many passages and earlier messages its prompt may hold, `units` how many
-    of their sentences and rows (0: all); `cite_first`
-    says that the model writes `[n] sentence` instead of `sentence [n]`. `parameters` are billions. Memory is
-    in GB for serving the named GGUF on a CPU (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU
+    of their sentences and rows (0: all); `cite_first` says that the model writes `[n] sentence` instead of
+    `sentence [n]`, `second_look` that it misses answers, so that after its refusal the units which fit the
+    question are quoted. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU
     (`qlora_gb`, `lora_gb`). `warning` is shown beside the name.
     """
 
@@ -91,6 +91,7 @@ class CatalogModel:
     units: int = 0
     history: int = 6
     cite_first: bool = False
+    second_look: bool = False
     lora_targets: tuple[str, ...] = LORA_TARGETS
     ram_gb: float = 0.0
     qlora_gb: float = 0.0
@@ -111,6 +112,7 @@ BUILTIN = CatalogModel(
     units=6,
     history=0,
     cite_first=True,
+    second_look=True,
     ram_gb=0.1,
 )
 

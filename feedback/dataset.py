@@ -24,6 +24,8 @@ from feedback.store import FeedbackStore
 CARD = "card.json"
 SFT, PREFERENCE, HELDOUT = "sft.jsonl", "preference.jsonl", "heldout.jsonl"
 FEWEST = 8  # answers to imitate; fewer would only be learnt by heart
+# of the questions; a quarter, so that a team's first hundred votes give the gate two dozen cases of their own
+HELD_OUT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def freeze(
     *,
     cite: Cite,
     exclude: Iterable[str] = (),
-    heldout_share: float = 0.2,
+    heldout_share: float = HELD_OUT_SHARE,
     seed: int = 7,
     minimum: int = FEWEST,
     ungrounded: bool = False,
@@ -111,7 +113,7 @@ def split(
     cite: Cite,
     *,
     exclude: Iterable[str] = (),
-    heldout_share: float = 0.2,
+    heldout_share: float = HELD_OUT_SHARE,
     seed: int = 7,
     ungrounded: bool = False,
 ) -> Split:

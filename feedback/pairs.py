@@ -159,9 +159,10 @@ def _voted(key: str, members: list[Judged], cite: Cite, drops: list[Drop]) -> li
         users = [vote.user_id for vote in votes if vote.value > 0]
         reference = " ".join(_LABEL.sub(" ", completion).split())
         provenance = _provenance("vote", exchange, [], users)
-        made.append(
-            Example(key, exchange, completion, "", reference, is_grounded(completion, exchange), provenance)
-        )
+        # a liked quote stood in for a reply that nothing supported, or for a refusal
+        rejected = exchange.answer.raw.strip() if exchange.answer.mode == "quotes" else ""
+        grounded = is_grounded(completion, exchange)
+        made.append(Example(key, exchange, completion, rejected, reference, grounded, provenance))
     return made
 
 

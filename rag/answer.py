@@ -1,7 +1,8 @@
 """A question to an answer: retrieve, prompt, generate, resolve citations, check support.
 
 The model's reply is shown only when its cited units hold it. Otherwise the best units are quoted instead,
-and when none fits, the answer is that the documents do not hold it.
+and when none fits, the answer is that the documents do not hold it. A refusal stands, but for a model that is
+known to miss answers.
 """
 
 from __future__ import annotations
@@ -185,15 +186,15 @@ class Assistant:
         passages = turn.prompt.passages
         resolved = resolve(turn.raw, passages)
         held = support(turn.raw, passages)
-        if resolved.refused:
+        if resolved.refused and not self.model.second_look:
             return self._answer(turn, resolved, "refusal", True)
-        if held >= self.settings.support_threshold and resolved.text:
+        if not resolved.refused and held >= self.settings.support_threshold and resolved.text:
             return self._answer(turn, resolved, "answer", True)
         similarity = self.retriever.embedder.similarity if self.retriever.status()["dense"] else None
         quoted = quotes(turn.question, passages, similarity)
         if quoted is not None:
             return self._answer(turn, quoted, "quotes", False)
-        return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", False)
+        return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", resolved.refused)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
         resolved = resolve(turn.raw, turn.prompt.passages)

@@ -100,7 +100,14 @@ def test_nothing_fits_so_it_refuses(assistant: Assistant) -> None:
     assert answer.passages
 
 
+def test_the_refusal_of_a_model_that_misses_answers_gets_a_second_look(assistant: Assistant) -> None:
+    shown, answer = run(assistant, "Is there nothing about parking?")
+    assert (answer.mode, answer.supported, answer.raw, shown) == ("quotes", False, REFUSAL, REFUSAL)
+    assert "3 EUR" in answer.text
+
+
 def test_the_models_refusal_stands(assistant: Assistant) -> None:
+    assistant.model = replace(assistant.model, second_look=False)
     shown, answer = run(assistant, "Is there nothing about parking?")
     assert (answer.mode, answer.text, shown) == ("refusal", REFUSAL, REFUSAL)
     assert answer.supported
