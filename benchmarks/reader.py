@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +34,18 @@ QUICK_CASES = 24
 GOLDEN_GOAL, XQUAD_GOAL, CITED_GOAL, REFUSED_GOAL, WRONGLY_REFUSED = 0.7, 0.6, 0.8, 0.5, 0.25
 
 
+@dataclass(frozen=True)
+class Check:
+    """When the product quotes instead of showing the reply (as `rag.answer` does)."""
+
+    threshold: float
+    second_look: bool
+
+    def fails(self, result: Result) -> bool:
+        """Whether this reply is replaced by quotes."""
+        return result.scores["support"] < self.threshold or (self.second_look and result.scores["refused"])
+
+
 def measure(options: argparse.Namespace) -> list[Row]:
     """Load the samples into a scratch folder, freeze the prompts, ask, and compare."""
     quiet_environment()
@@ -41,16 +53,17 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
+        check = Check(settings.support_threshold, model.second_look)
         golden = _golden(settings, model, limit)
         with engine_client(settings) as client:
-            rows = golden_rows(model.name, golden, client, settings)
+            rows = golden_rows(model.name, golden, client, check)
             for name in question_sets.SETS if options.sets else ():
                 cases = question_sets.load(name, options.sets, model, embedder(), limit)
                 replies = evaluate(client, [case.case for case in cases], "base")
                 read = [pair for pair in zip(cases, replies, strict=True) if pair[1].asked]
                 if read:
                     asked, said = [case for case, _ in read], [reply for _, reply in read]
-                    rows += READ[name](asked, said, settings.support_threshold)
+                    rows += READ[name](asked, said, check)
             return [*rows, memory_row()]
 
 
@@ -78,7 +91,7 @@ def embedder() -> Embedder:
     return Embedder()
 
 
-def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, settings: Settings) -> list[Row]:
+def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Check) -> list[Row]:
     """Figures on the golden questions, beside quoting alone."""
     replies = evaluate(client, cases, "base")  # every prompt was built to fit
     quoted = quote_replies(cases, embedder().similarity)
@@ -96,7 +109,7 @@ def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, settings:
         row("evidence in the prompt (retrieval's limit)", "reachable", True),
         row("wrongly refused", "refused", True),
         row("rightly refused", "refused", False),
-        whole_row("golden", cases, replies, quoted, settings.support_threshold),
+        whole_row("golden", cases, replies, quoted, check),
         Row(
             "tokens written",
             sum(r.completion_tokens for r in replies) / seconds,
@@ -114,20 +127,17 @@ def mean(results: Sequence[Result], cases: Sequence[Case], measure: str, answera
 
 
 def whole_row(
-    name: str, cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], threshold: float
+    name: str, cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
 ) -> Row:
     """The product as a whole, which quotes instead of an unsupported reply: not to be worse than quoting."""
-    shown = [
-        other if result.scores["support"] < threshold else result
-        for result, other in zip(replies, quoted, strict=True)
-    ]
+    shown = [other if check.fails(result) else result for result, other in zip(replies, quoted, strict=True)]
     value, beside = (sum(r.score for r in part) / len(cases) for part in (shown, quoted))
     return Row(
         f"{name}: score of reply with support check", value, "mean", beside, ">= reference", value >= beside
     )
 
 
-def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: float) -> list[Row]:
+def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
     """Facts found in held-out articles, the gold paragraph among five."""
     plain = [case.case for case in cases]
     right = mean(replies, plain, "fact", True)
@@ -144,11 +154,11 @@ def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: f
         at_least("xquad: citation right when the fact is", cited, CITED_GOAL, "of facts"),
         Row("xquad: wrongly refused", mean(replies, plain, "refused", True), "of questions"),
         Row("xquad: evidence in the prompt", mean(replies, plain, "reachable", True), "of questions"),
-        whole_row("xquad", plain, replies, quote_replies(plain, embedder().similarity), threshold),
+        whole_row("xquad", plain, replies, quote_replies(plain, embedder().similarity), check),
     ]  # fmt: skip
 
 
-def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: float) -> list[Row]:
+def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
     """Search questions on one passage, half of them without an answer."""
     plain = [case.case for case in cases]
     wrongly, rightly = (mean(replies, plain, "refused", answerable) for answerable in (True, False))
@@ -166,7 +176,7 @@ def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: 
     ]  # fmt: skip
 
 
-def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold: float) -> list[Row]:
+def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
     """Likeness of the reply to the paper's own conclusion (token F1)."""
     texts = [resolve_reply(r.reply, c.case.passages).text for c, r in zip(cases, replies, strict=True)]
     model, similar = (
@@ -180,7 +190,7 @@ def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], threshold
     ]
 
 
-READ: dict[str, Callable[[Sequence[SetCase], Sequence[Result], float], list[Row]]] = {
+READ: dict[str, Callable[[Sequence[SetCase], Sequence[Result], Check], list[Row]]] = {
     "xquad": xquad_rows,
     "clapnq": clapnq_rows,
     "pubmedqa": pubmedqa_rows,

@@ -73,8 +73,9 @@ class CatalogModel:
     `passages` and `history` are how many passages and earlier messages its prompt may hold, `units` how many
     of their sentences and rows (0: all); `cite_first` says that the model writes `[n] sentence` instead of
     `sentence [n]`, `second_look` that it misses answers, so that after its refusal the units which fit the
-    question are quoted. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU
-    (`qlora_gb`, `lora_gb`). `warning` is shown beside the name.
+    question are quoted. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU
+    (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU (`qlora_gb`, `lora_gb`). `warning` is shown
+    beside the name.
     """
 
     id: str

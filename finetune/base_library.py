@@ -1,8 +1,8 @@
 """Where the reader's exercises come from: written questions, public question sets, rules, invented papers.
 
-Two shelves of text, one to train on and one held out, with whole documents on either side; organisations whose
-papers are written, a shelf each; and organisations invented as needed. Nothing that shares thirteen words in a
-row with what the benchmark measures on is used.
+Two shelves of text, one to train on and one held out, with whole documents on either side; organisations
+whose papers are written, a shelf each; and organisations invented as needed. Nothing that shares thirteen words
+in a row with what the benchmark measures on is used.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SHARES = (("papers", 0.25), ("written", 0.25), ("sets", 0.12), ("rule", 0.12), (
 class Step:
     """A shard: how many exercises, of how many units, which share of them in random order.
 
-    `disguise`: share of the words that a question by rule may inflect or replace. `first` and `none`: the shares
-    kept of the answers that stand first and of the refusals, without which little else would be learned.
+    `disguise`: share of the words that a question by rule may inflect or replace. `first` and `none`: the
+    shares kept of the answers that stand first and of the refusals, or little else would be learned.
     """
 
     count: int
@@ -72,7 +72,7 @@ class Library:
         self.vectors = Vectors(Embedder(half=True), cache)
         self.train, self.held = Texts(), Texts()
         self.papers = base_papers.papers()
-        self.shelves = {home.name: Shelf(home.passages, self.vectors) for home in self.papers}
+        self.shelves: dict[str, Shelf] = {}
         self.barred = base_qa.held_out_grams(sets) if sets else set()
         if source:
             self._read_source(source)
@@ -111,6 +111,9 @@ class Library:
 
     def _of_papers(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
         homes = [home for home in self.papers if is_held(home.name) == held]
+        for home in homes:
+            if home.name not in self.shelves:
+                self.shelves[home.name] = Shelf(home.passages, self.vectors)
         pool = [(self.shelves[home.name], asked) for home in homes for asked in home.asked]
         chosen = rng.sample(pool, min(count, len(pool)))
         self.vectors.add(question_line(asked.question) for _, asked in chosen)

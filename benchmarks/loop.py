@@ -1,0 +1,154 @@
+"""Whether corrections teach: one new domain, its held-out questions and the rest, before and after SFT.
+
+The papers of an organisation that the built-in model never saw are loaded beside the samples. Its users ask,
+every answer is corrected and approved, a quarter of the questions is kept for the exam, and the product's own
+run (`finetune.retrain`) trains an adapter and asks both models. The general loss is that on the golden set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.table import Row, at_least, main
+from core.catalog import CatalogModel, resolve
+from core.db import Database
+from core.files import read_jsonl, write_text
+from core.settings import Settings, load_settings, quiet_environment
+from evaluation.run import Result, asked_of_both, load_results, mean
+from feedback.review import Review
+from feedback.store import FeedbackStore
+from finetune.base_library import is_held
+from finetune.base_papers import Papers, papers
+from finetune.base_shelf import Asked
+from finetune.orders import run_here
+from finetune.retrain import Retraining
+from finetune.telling import Terminal
+from rag.answer import Assistant
+from rag.ingest import open_ingestor
+from rag.model import engine_client
+from rag.prompt import REFUSAL
+from rag.retrieve import Retriever
+
+USER = "reader"
+GAIN, LOSS = 0.05, 0.02  # goals: of the domain's held-out facts, of the golden score
+QUICK = 60  # questions
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Teach in a scratch folder and compare."""
+    quiet_environment()
+    homes = [home for home in papers() if is_held(home.name)]
+    home = next((home for home in homes if options.domain in home.name), homes[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = load_settings(model="builtin", methods="sft")
+        settings = replace(plain, data_dir=Path(scratch), engine_port=0, four_bit=False)
+        model, gguf = resolve(settings)
+        database = Database(settings.database)
+        taught = teach(settings, database, model, home, QUICK if options.quick else None)
+
+        terminal = Terminal()
+
+        def tell(done: float, what: str) -> None:
+            with redirect_stdout(sys.stderr):  # the table is all that goes to the other
+                terminal(done, what)
+
+        run = run_here(
+            settings,
+            database,
+            lambda run, tell: Retraining(settings, database, run, model, gguf, tell).go(),
+            {"methods": settings.method_list, "four_bit": False},
+            tell,
+        )
+        folder = settings.data_dir / "runs" / run.id
+        known = {
+            row["messages"][-1]["content"].partition("] ")[2]
+            for row in read_jsonl(settings.data_dir / "datasets" / str(run.dataset_version) / "sft.jsonl")
+        }
+        new = [
+            case["completion"].partition("] ")[2] not in known
+            for case in read_jsonl(folder / "exam" / "cases.jsonl")
+        ]
+        before, after = load_results(folder / "before"), load_results(folder / "after")
+        database.close()
+    return figures(home.name, taught, before, after, new)
+
+
+def teach(
+    settings: Settings, database: Database, model: CatalogModel, home: Papers, limit: int | None
+) -> int:
+    """Load samples and papers, ask, correct every answer and approve; returns how many were corrected."""
+    ingestor = open_ingestor(settings)
+    if limit is None:
+        ingestor.add_samples()
+    ingestor.ingest(write_papers(settings.data_dir / "papers", home), lambda line: None)
+    retriever = Retriever(settings, database, ingestor.index, ingestor.embedder)
+    store, review = FeedbackStore(database), Review(database)
+    with engine_client(settings) as client:
+        assistant = Assistant(settings, retriever, client, model)
+        for asked in home.asked[:limit]:
+            answer = assistant.ask(asked.question)
+            conversation = store.start_conversation(USER, asked.question)
+            exchange = store.record(conversation, USER, asked.question, answer)
+            store.correct(exchange, USER, wanted(asked))
+    return review.approve_all("benchmark")
+
+
+def wanted(asked: Asked) -> str:
+    """What a reader who knows the papers writes."""
+    return " ".join(asked.gold) or REFUSAL
+
+
+def write_papers(folder: Path, home: Papers) -> list[Path]:
+    """The papers as Markdown files."""
+    paths: list[Path] = []
+    for document, parts in groupby(home.passages, key=lambda part: part.document):
+        sections = [f"## {part.heading}\n\n" + part.text.replace("\n", "\n\n") for part in parts]
+        path = folder / f"{len(paths) + 1:02d}.md"
+        write_text(path, "\n\n".join([f"# {document}", *sections]) + "\n")
+        paths.append(path)
+    return paths
+
+
+def figures(
+    domain: str, taught: int, before: Sequence[Result], after: Sequence[Result], new: Sequence[bool]
+) -> list[Row]:
+    """The domain's held-out questions, those of them whose answer was never a training answer, the rest."""
+    pairs = list(zip(before, after, new, strict=True))
+
+    def share(origin: str, measure: str, only_new: bool = False) -> tuple[float, float]:
+        kept = [(a, b) for a, b, fresh in pairs if a.origin == origin and (fresh or not only_new)]
+        old, now = asked_of_both([a for a, _ in kept], [b for _, b in kept])
+        return mean(now, measure), mean(old, measure)
+
+    now, old = share("heldout", "fact")
+    fresh, stale = share("heldout", "fact", only_new=True)
+    general, plain = share("golden", "score")
+    held = sum(result.origin == "heldout" for result in before)
+    rows = [
+        Row(f"{domain}: questions corrected", taught, "questions", None),
+        Row("questions held out", held, "questions"),
+        at_least("domain: gain of the facts held out", now - old, GAIN, "of questions"),
+        Row("domain: facts held out, after beside before", now, "of questions", old),
+        Row("domain: those whose line was never a training answer", fresh, "of questions", stale),
+    ]
+    if any(result.origin == "golden" for result in before):
+        rows += [
+            Row("general: golden score, after beside before", general, "mean", plain),
+            Row("general: loss", plain - general, "of the score", None, f"< {LOSS}", plain - general < LOSS),
+        ]
+    return rows
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--domain", default="", help="part of the name of a held-out organisation")
+
+
+if __name__ == "__main__":
+    sys.exit(main("loop", (__doc__ or "").splitlines()[0], measure, _arguments))
