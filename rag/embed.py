@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 DIMENSIONS = 384
 EMBEDDING = "all-MiniLM-L6-v2"  # stored beside the vectors: vectors of another model are never mixed in
 BATCH = 32
+REMEMBERED = 20_000  # vectors of units and questions, 1.5 KB each
 
 Vectors = NDArray[np.float32]
 
@@ -28,6 +30,7 @@ class Embedder:
         self._model: Any = None
         self._half = half
         self._lock = threading.Lock()
+        self._known: OrderedDict[str, Vectors] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors of shape (len(texts), 384), float32, unit length. MiniLM reads 256 tokens of a text."""
@@ -45,9 +48,26 @@ class Embedder:
         return np.asarray(vectors, np.float32)
 
     def similarity(self, question: str, texts: Sequence[str]) -> list[float]:
-        """Cosine similarity of `question` to each text."""
-        vectors = self.encode([question, *texts])
+        """Cosine similarity of `question` to each text.
+
+        The latest vectors are remembered: the units of a document are compared again with every question
+        that finds them, and embedding them is most of the time that retrieval takes.
+        """
+        vectors = self._remembered([question, *texts])
         return [float(value) for value in vectors[1:] @ vectors[0]]
+
+    def _remembered(self, texts: Sequence[str]) -> Vectors:
+        with self._lock:
+            vectors = {text: self._known[text] for text in texts if text in self._known}
+        missing = [text for text in dict.fromkeys(texts) if text not in vectors]
+        vectors |= zip(missing, self.encode(missing), strict=True)
+        with self._lock:
+            for text in vectors:
+                self._known[text] = vectors[text]
+                self._known.move_to_end(text)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return np.stack([vectors[text] for text in texts])
 
     def warm(self) -> None:
         """Load the model now instead of at the first question."""
