@@ -13,20 +13,17 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
+from benchmarks.papers import Domain, domains
 from benchmarks.table import Row, at_least, main
 from core.catalog import CatalogModel, resolve
 from core.db import Database
-from core.files import read_jsonl, write_text
+from core.files import read_jsonl
 from core.settings import Settings, load_settings, quiet_environment
 from evaluation.run import Result, asked_of_both, load_results, mean
 from feedback.review import Review
 from feedback.store import FeedbackStore
-from finetune.base_library import is_held
-from finetune.base_papers import Papers, papers
-from finetune.base_shelf import Asked
 from finetune.orders import run_here
 from finetune.retrain import Retraining
 from finetune.telling import Terminal
@@ -44,8 +41,10 @@ QUICK = 60  # questions
 def measure(options: argparse.Namespace) -> list[Row]:
     """Teach in a scratch folder and compare."""
     quiet_environment()
-    homes = [home for home in papers() if is_held(home.name)]
-    home = next((home for home in homes if options.domain in home.name), homes[0])
+    homes = [home for home in domains() if options.domain.casefold() in home.name.casefold()]
+    if not homes:
+        raise SystemExit(f"No domain is called {options.domain}. See data/eval/papers.txt.")
+    home = homes[0]
     with tempfile.TemporaryDirectory() as scratch:
         plain = load_settings(model="builtin", methods="sft")
         settings = replace(plain, data_dir=Path(scratch), engine_port=0, four_bit=False)
@@ -81,13 +80,13 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def teach(
-    settings: Settings, database: Database, model: CatalogModel, home: Papers, limit: int | None
+    settings: Settings, database: Database, model: CatalogModel, home: Domain, limit: int | None
 ) -> int:
     """Load samples and papers, ask, correct every answer and approve; returns how many were corrected."""
     ingestor = open_ingestor(settings)
     if limit is None:
         ingestor.add_samples()
-    ingestor.ingest(write_papers(settings.data_dir / "papers", home), lambda line: None)
+    ingestor.ingest(home.write(settings.data_dir / "papers"), lambda line: None)
     retriever = Retriever(settings, database, ingestor.index, ingestor.embedder)
     store, review = FeedbackStore(database), Review(database)
     with engine_client(settings) as client:
@@ -96,24 +95,8 @@ def teach(
             answer = assistant.ask(asked.question)
             conversation = store.start_conversation(USER, asked.question)
             exchange = store.record(conversation, USER, asked.question, answer)
-            store.correct(exchange, USER, wanted(asked))
+            store.correct(exchange, USER, asked.line or REFUSAL)
     return review.approve_all("benchmark")
-
-
-def wanted(asked: Asked) -> str:
-    """What a reader who knows the papers writes."""
-    return " ".join(asked.gold) or REFUSAL
-
-
-def write_papers(folder: Path, home: Papers) -> list[Path]:
-    """The papers as Markdown files."""
-    paths: list[Path] = []
-    for document, parts in groupby(home.passages, key=lambda part: part.document):
-        sections = [f"## {part.heading}\n\n" + part.text.replace("\n", "\n\n") for part in parts]
-        path = folder / f"{len(paths) + 1:02d}.md"
-        write_text(path, "\n\n".join([f"# {document}", *sections]) + "\n")
-        paths.append(path)
-    return paths
 
 
 def figures(
@@ -147,7 +130,11 @@ def figures(
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--domain", default="", help="part of the name of a held-out organisation")
+    parser.add_argument(
+        "--domain",
+        default="Larch Bay",
+        help="part of an organisation's name in data/eval/papers.txt [%(default)s]",
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def make_vectors(source: Path, out: Path, seed: int, per_file: int = 60000) -> N
 CURRICULUM = (
     *[Step(6000, (4, 7), 0.5, 0.6)] * 5,
     *[Step(6000, (5, 7), 0.1, 0.8)] * 2,
-    *[Step(6000, (6, 6), 0.0, 0.8, first=1.0)] * 9,
+    Step(6000, (6, 6), 0.0, 0.8, easy=1.0),
 )
 QUICK = (Step(60, (3, 4), 0.5, 1.0),)
 MEASURED = Step(900, (6, 6), 0.0, 1.0)

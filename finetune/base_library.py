@@ -1,8 +1,7 @@
 """Where the reader's exercises come from: written questions, public question sets, rules, invented papers.
 
-Two shelves of text, one to train on and one held out, with whole documents on either side; organisations
-whose papers are written, a shelf each; and organisations invented as needed. Nothing that shares thirteen words
-in a row with what the benchmark measures on is used.
+Two shelves of text, one to train on and one held out, with whole documents on either side; and organisations,
+invented as needed. Nothing that shares thirteen words in a row with what the benchmark measures on is used.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from zlib import crc32
 
 from core.types import Passage
-from finetune import base_business, base_data, base_papers, base_qa
+from finetune import base_business, base_data, base_qa
 from finetune.base_shelf import Asked, Exercise, Shelf, Vectors, View, passage
 from rag.embed import Embedder
 from rag.prompt import question_line
@@ -24,24 +23,23 @@ OTHERS = 200  # documents taken where none was asked about
 SIBLINGS = 3  # other paragraphs of a document beside one that was asked about
 QUESTIONS = 45  # to an organisation, which has some 40 facts with four questions each
 WITHOUT = 0.08  # share of the answerable questions whose answer is taken away
-# Share of each kind among the exercises; what is missing (no source, no sets) goes to the invented offices.
-SHARES = (("papers", 0.25), ("written", 0.25), ("sets", 0.12), ("rule", 0.12), ("greeting", 0.01))
+# Share of each kind among the exercises; what is missing (no source, no sets) goes to the invented papers.
+SHARES = (("written", 0.27), ("sets", 0.13), ("rule", 0.14), ("greeting", 0.01))
 
 
 @dataclass(frozen=True)
 class Step:
     """A shard: how many exercises, of how many units, which share of them in random order.
 
-    `disguise`: share of the words that a question by rule may inflect or replace. `first` and `none`: the
-    shares kept of the answers that stand first and of the refusals, or little else would be learned.
+    `disguise`: share of the words that a question by rule may inflect or replace. `easy`: share kept of the
+    refusals and of the answers that stand first, without which little else would be learned.
     """
 
     count: int
     units: tuple[int, int]
     shuffled: float
     disguise: float
-    first: float = 0.6
-    none: float = 0.6
+    easy: float = 0.6
 
 
 class Texts:
@@ -71,8 +69,6 @@ class Library:
     def __init__(self, source: Path | None, sets: Path | None, cache: Path) -> None:
         self.vectors = Vectors(Embedder(half=True), cache)
         self.train, self.held = Texts(), Texts()
-        self.papers = base_papers.papers()
-        self.shelves: dict[str, Shelf] = {}
         self.barred = base_qa.held_out_grams(sets) if sets else set()
         if source:
             self._read_source(source)
@@ -92,7 +88,6 @@ class Library:
         made = [greeting(rng) for _ in range(plan["greeting"])]
         for kind in ("written", "sets"):
             made += self._asked(texts, kind, plan[kind], step, rng)
-        made += self._of_papers(plan["papers"], step, rng, held)
         made += self._by_rule(texts, plan["rule"], step, rng)
         made += self._office(step.count - len(made), step, rng, held)
         rng.shuffle(made)
@@ -107,20 +102,6 @@ class Library:
             assert texts.shelf
             line = replace(asked, question=question_line(asked.question))
             made += kept(texts.shelf.show(line, rng, view(step, rng)), step, rng)
-        return made
-
-    def _of_papers(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
-        homes = [home for home in self.papers if is_held(home.name) == held]
-        for home in homes:
-            if home.name not in self.shelves:
-                self.shelves[home.name] = Shelf(home.passages, self.vectors)
-        pool = [(self.shelves[home.name], asked) for home in homes for asked in home.asked]
-        chosen = rng.sample(pool, min(count, len(pool)))
-        self.vectors.add(question_line(asked.question) for _, asked in chosen)
-        made: list[Exercise] = []
-        for shelf, asked in chosen:
-            line = replace(asked, question=question_line(asked.question))
-            made += kept(shelf.show(line, rng, view(step, rng)), step, rng)
         return made
 
     def _by_rule(self, texts: Texts, count: int, step: Step, rng: random.Random) -> list[Exercise]:
@@ -200,11 +181,9 @@ def view(step: Step, rng: random.Random) -> View:
 
 
 def kept(shown: Exercise | None, step: Step, rng: random.Random) -> list[Exercise]:
-    """The exercise, unless there is none or the step leaves it out."""
-    if shown is None:
-        return []
-    share = step.none if not shown.labels else step.first if shown.labels == (1,) else 1.0
-    return [shown] if rng.random() < share else []
+    """The exercise, unless there is none or it is one of the easy ones that are left out."""
+    easy = shown is not None and shown.labels in ((1,), ())
+    return [shown] if shown and (not easy or rng.random() < step.easy) else []
 
 
 def is_held(name: str) -> bool:

@@ -137,9 +137,9 @@ def choose_plan(settings: Settings, model: CatalogModel, method: str, rows: Path
     """
     builtin, device = model.id == BUILTIN.id, training_device()
     rate = (
-        {"sft": 2e-4, "dpo": 1e-5, "grpo": 1e-5} if not builtin else {"sft": 5e-4, "dpo": 5e-5, "grpo": 5e-4}
+        {"sft": 2e-4, "dpo": 1e-5, "grpo": 1e-5} if not builtin else {"sft": 1e-3, "dpo": 5e-5, "grpo": 5e-4}
     )
-    epochs = {"sft": 3.0 if count <= 200 else 2.0 if count <= 2000 else 1.0}.get(method, 1.0)
+    epochs = {"sft": 4.0 if count <= 200 else 2.0 if count <= 2000 else 1.0}.get(method, 1.0)
     batch = 4 if builtin or device == "cuda" else 1
     return TrainingPlan(
         method=method,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.settings import PROJECT
-from finetune import base, base_business, base_data, base_export, base_papers, base_qa
-from finetune.base_library import Library, Step, is_held
+from finetune import base, base_business, base_data, base_export, base_qa
+from finetune.base_library import Library, Step
 from finetune.base_shelf import Asked, Exercise, Shelf, View, passage
 from rag.prompt import REFUSAL
 
@@ -23,9 +23,7 @@ pytest.importorskip("torch")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The recipe's sources: a little text of its own, no public sets."""
     folder = tmp_path_factory.mktemp("library")
-    made = Library(base.own_text(folder / "source"), None, folder / "texts.npz")
-    made.papers = made.papers[:1]  # all take half a minute to embed
-    return made
+    return Library(base.own_text(folder / "source"), None, folder / "texts.npz")
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +121,6 @@ def test_written_questions_name_a_paragraph_a_sentence_and_a_question() -> None:
         assert all(0 <= number <= 10 and question.strip() == question != "" for number, question in rows)
 
 
-def test_written_papers_are_complete_and_some_are_held_out() -> None:
-    homes = base_papers.papers()
-    assert sum(len(home.asked) for home in homes) > 7000
-    assert 1 <= sum(is_held(home.name) for home in homes) <= len(homes) // 6
-    for home in homes:
-        assert len(home.passages) > 15, home.name
-        for asked in home.asked:
-            lines = home.passages[asked.home].text.split("\n")
-            assert asked.question.strip() == asked.question != ""
-            assert set(asked.gold) <= set(lines)
-    titles = [part.document for home in homes for part in home.passages]
-    assert not [line for line in titles if line.startswith(("=", "#", "@", "?"))]
-
-
 def grams_of(folder: Path) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     for path in sorted(folder.rglob("*")):
@@ -146,9 +130,7 @@ def grams_of(folder: Path) -> set[tuple[str, ...]]:
 
 
 def test_nothing_trained_on_shares_thirteen_words_with_what_is_measured() -> None:
-    ours: set[tuple[str, ...]] = set()
-    for name in ("base_facts.txt", "base_papers.txt"):
-        ours |= base_qa.grams(Path(base_data.__file__).with_name(name).read_text("utf-8"))
+    ours = base_qa.grams(Path(base_data.__file__).with_name("base_facts.txt").read_text("utf-8"))
     for rows in base_data.written().values():
         for _, question in rows:
             ours |= base_qa.grams(question)
