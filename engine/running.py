@@ -9,6 +9,7 @@ from engine.backend import Begun, Finished, FinishReason, Part, Piece, TokenLogp
 from engine.context import NativeContext, Variant
 from engine.native import NativeModel
 from engine.sampler import Sampler
+from engine.schemas import constraint
 from engine.slots import Slot
 from engine.text import TextStream
 
@@ -41,7 +42,9 @@ class Running:
         self._model = model
         self._ends = ends
         self._text = TextStream(sampling.stop + ends.strings)
-        self._sampler = Sampler(model.library, model.vocabulary, sampling)
+        schema = work.request.schema
+        rules = constraint(model, schema) if schema else None
+        self._sampler = Sampler(model.library, model.vocabulary, sampling, rules)
         self._logprobs: list[TokenLogprob] = []
 
     @property
