@@ -73,6 +73,12 @@ class NativeModel:
         return self._vocab
 
     @property
+    def rewinds(self) -> bool:
+        """Whether the end of a sequence can be taken back; a recurrent state holds no positions."""
+        lib = self.library
+        return not (lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))
+
+    @property
     def offloaded(self) -> bool:
         """Whether llama.cpp was built for a GPU and finds one."""
         return bool(self.library.llama_supports_gpu_offload())
