@@ -19,7 +19,6 @@ from typing import Any
 
 from core.errors import ConflictError, StorageError
 
-
 _BLOCK = 1 << 20  # bytes
 
 
@@ -34,8 +33,9 @@ def sealed_copy(path: Path) -> Iterator[tuple[Path, str]]:
     """A private copy of a file that nothing can change any more, and its hex SHA-256.
 
     The file is opened once; the copy holds the very bytes that were hashed, whatever happens to `path`
-    meanwhile. It lies in memory without a name (memfd_create(2), sealed), the yielded path leads to it through
-    this process's descriptor, and it is gone after the block. Raises OSError when `path` cannot be read.
+    meanwhile. It lies in memory without a name (memfd_create(2), sealed), the yielded path leads to it
+    through this process's descriptor, and it is gone after the block. Raises OSError when `path` cannot be
+    read.
     """
     memory = os.memfd_create("understudy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(memory, "wb") as copy, path.open("rb") as source:
