@@ -20,7 +20,7 @@ from core.gguf import GgufInfo, check_adapter_fits, check_gguf, template_digest
 from core.settings import Settings
 from engine.backend import Failed, Finished, Output, Part, Prompt, Work
 from engine.canary import CANARY_TOKENS, canaries, require_words
-from engine.context import OUTPUTS, NativeContext, Variant
+from engine.context import BATCH, OUTPUTS, NativeContext, Variant
 from engine.limits import limits_of
 from engine.lookup import LENGTHS, Guesses
 from engine.native import NativeModel
@@ -28,7 +28,7 @@ from engine.pace import Pace
 from engine.prompts import encode, prepare
 from engine.requests import Request
 from engine.running import Ends, Running
-from engine.slots import BLOCK, Prefixes, Slots
+from engine.slots import BLOCK, Prefixes, Slots, call_size
 from engine.widths import Widths
 
 
@@ -241,7 +241,7 @@ class LlamaBackend:
                 self._seat(context, running)
                 outputs.append((running.work, running.begun()))
             chunk = self._chunk(running, left)
-            left -= chunk
+            left = (left - chunk) // BLOCK * BLOCK  # where this call ends, the next begins on a whole block
             if not self._evaluate(context, running, chunk):
                 break
             if running.prefilled:
@@ -270,7 +270,7 @@ class LlamaBackend:
         prefix = running.work.prompt.shared // BLOCK * BLOCK - running.done
         if prefix > 0:
             rest = min(rest, prefix)
-        return min(rest, left, OUTPUTS if running.scored else left)
+        return call_size(rest, left, OUTPUTS if running.scored else BATCH)
 
     def _evaluate(self, context: NativeContext, running: Running, chunk: int) -> bool:
         slot, start = running.slot, running.done
