@@ -1,7 +1,9 @@
 """Prompt lookup beside plain decoding: the golden questions' frozen prompts, greedy, in one process.
 
 Both sides answer every prompt in turn, so that the machine's moods fall on both; each side's time is the
-least of its rounds. Seconds are the process's CPU seconds from the first token of an answer to its last.
+least of its rounds. Seconds are the process's CPU seconds from when every prompt was read to the last token,
+and the tokens those made in them. So with several at once, where guessing ends some replies before the last
+prompt is read, its side counts fewer tokens; one at once is the plain comparison.
 """
 
 from __future__ import annotations
