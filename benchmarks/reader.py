@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
         check = Check(settings.support_threshold, model.second_look)
-        golden = _golden(settings, model, limit)
+        golden = golden_cases(settings, model, limit)
         with engine_client(settings) as client:
             rows = golden_rows(model.name, golden, client, check)
             for name in question_sets.SETS if options.sets else ():
@@ -67,7 +67,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
             return [*rows, memory_row()]
 
 
-def _golden(settings: Settings, model: CatalogModel, limit: int | None) -> list[Case]:
+def golden_cases(settings: Settings, model: CatalogModel, limit: int | None) -> list[Case]:
+    """The golden questions with the prompts that the product builds from the sample documents."""
     from rag.ingest import open_ingestor
     from rag.prompt import Prompt, build
     from rag.retrieve import Retriever

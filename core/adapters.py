@@ -8,13 +8,15 @@ stage, never neither. The engine watches `on_stage` and swaps when it changes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.db import Database, audit, now_ms
 from core.errors import ConflictError, ModelError, NotFoundError, StorageError
-from core.files import inside, read_json, sha256_of
+from core.files import inside, read_json, sealed_copy, sha256_of
 
 CARD = "card.json"
 GGUF = "adapter.gguf"
@@ -88,17 +90,29 @@ class AdapterRegistry:
 
     def verify(self, adapter: Adapter) -> Path:
         """Return the GGUF path after checking card and hash (raises ModelError)."""
+        path = self._complete(adapter)
+        _require(adapter, sha256_of(path))
+        return path
+
+    @contextmanager
+    def verified(self, adapter: Adapter) -> Iterator[Path]:
+        """A path to the adapter's bytes that cannot be swapped for others after they were checked.
+
+        It is a sealed copy in memory, valid within the block. Raises ModelError as `verify` does.
+        """
+        with sealed_copy(self._complete(adapter)) as (copy, digest):
+            _require(adapter, digest)
+            yield copy
+
+    def _complete(self, adapter: Adapter) -> Path:
+        """The GGUF path of an adapter whose card says what was registered."""
         path = self.path(adapter.id)
         if not (path.parent / CARD).exists() or not path.exists():
             raise ModelError(
                 f"Adapter {adapter.id} is incomplete: {path.parent} lacks its card or GGUF.",
                 "Run the retraining again; it resumes at the export.",
             )
-        if read_json(path.parent / CARD).get("sha256") != adapter.sha256 or sha256_of(path) != adapter.sha256:
-            raise ModelError(
-                f"Adapter {adapter.id} does not have the bytes it was registered with.",
-                "Export it again or restore it from a backup.",
-            )
+        _require(adapter, read_json(path.parent / CARD).get("sha256"))
         return path
 
     def get(self, adapter_id: str) -> Adapter:
@@ -202,6 +216,14 @@ class AdapterRegistry:
             ).lastrowid
             audit(connection, actor, f"adapter.{action}", f"{base}: {adapter_id or 'base'}: {reason}")
         return Promotion(int(seq or 0), base, adapter_id, action, actor, reason, created)
+
+
+def _require(adapter: Adapter, sha256: object) -> None:
+    if sha256 != adapter.sha256:
+        raise ModelError(
+            f"Adapter {adapter.id} does not have the bytes it was registered with.",
+            "Export it again or restore it from a backup.",
+        )
 
 
 def _adapter(row: Any) -> Adapter:

@@ -19,11 +19,34 @@ from typing import Any
 
 from core.errors import ConflictError, StorageError
 
+_BLOCK = 1 << 20  # bytes
+
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def sealed_copy(path: Path) -> Iterator[tuple[Path, str]]:
+    """A private copy of a file that nothing can change any more, and its hex SHA-256.
+
+    The file is opened once; the copy holds the very bytes that were hashed, whatever happens to `path`
+    meanwhile. It lies in memory without a name (memfd_create(2), sealed), the yielded path leads to it
+    through this process's descriptor, and it is gone after the block. Raises OSError when `path` cannot be
+    read.
+    """
+    memory = os.memfd_create("understudy", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(memory, "wb") as copy, path.open("rb") as source:
+        digest = hashlib.sha256()
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            copy.write(block)
+        copy.flush()
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+        yield Path(f"/proc/self/fd/{copy.fileno()}"), digest.hexdigest()
 
 
 def make_folder(folder: Path) -> None:

@@ -101,8 +101,8 @@ class GgufInfo:
 def check_gguf(path: Path, kind: str = "model") -> GgufInfo:
     """Read and check a GGUF file's header.
 
-    Raises ModelError with one sentence when the file is missing, of a pickle format, truncated, malformed, or
-    not of this `kind` (`model` or `adapter`).
+    Raises ModelError with one sentence when the file is missing, of a pickle format, truncated, malformed,
+    not of this `kind` (`model` or `adapter`), or of a model that embeds texts and writes none.
     """
     refuse_pickle(path)
     if not path.is_file():
@@ -125,6 +125,7 @@ def check_gguf(path: Path, kind: str = "model") -> GgufInfo:
         raise ModelError(f"{path} names no architecture or has no tensors.", "Download or export it again.")
     if kind == "model":
         _check_dimensions(info)
+        _check_writes_text(info)
     return info
 
 
@@ -137,6 +138,14 @@ def _check_dimensions(info: GgufInfo) -> None:
                 f"{info.path} is not a usable GGUF file: its {name} is {value!r:.40}.",
                 "Download or export it again.",
             )
+
+
+def _check_writes_text(info: GgufInfo) -> None:
+    """Raise ModelError for an embedding or ranking model: it pools its tokens or looks at later ones, too."""
+    pools = info.metadata.get(f"{info.architecture}.pooling_type", 0) != 0
+    causal = info.metadata.get(f"{info.architecture}.attention.causal", True) is True
+    if pools or not causal or "bert" in info.architecture:
+        raise ModelError(f"{info.path} embeds or ranks texts and writes none.", "Choose a chat model.")
 
 
 def refuse_pickle(path: Path) -> None:

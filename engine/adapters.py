@@ -11,7 +11,8 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,15 +190,15 @@ class Stage:
     def _load(self, adapter: Adapter) -> None:
         if adapter.base != self.base:
             raise NotFoundError(f"Adapter {adapter.id} belongs to {adapter.base}, not to {self.base}.")
-        path = Path() if self._base_file is None else self._checked(adapter)
-        self._trial(adapter, over=False)
-        try:
-            self._backend.check_adapter(adapter.id, path)
-            self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
-            if self._base_file is not None:
-                self._self_test(adapter.id)
-        finally:
-            self._trial(adapter, over=True)
+        with self._checked(adapter) as path:
+            self._trial(adapter, over=False)
+            try:
+                self._backend.check_adapter(adapter.id, path)
+                self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
+                if self._base_file is not None:
+                    self._self_test(adapter.id)
+            finally:
+                self._trial(adapter, over=True)
 
     def _self_test(self, adapter_id: str) -> None:
         """Let a loaded adapter answer the canary prompts beside the replies in work.
@@ -225,8 +226,12 @@ class Stage:
             raise ModelError(message, "Try again when it is quiet.") from None
         return event.completion_tokens
 
-    def _checked(self, adapter: Adapter) -> Path:
-        assert self._base_file is not None
+    @contextmanager
+    def _checked(self, adapter: Adapter) -> Iterator[Path]:
+        """The very bytes whose hash was checked, for as long as they are being loaded (raises ModelError)."""
+        if self._base_file is None:
+            yield Path()
+            return
         assert self._registry is not None
         # seconds for a large file, so only when the first adapter comes
         self._base_sha256 = self._base_sha256 or sha256_of(self._base_file)
@@ -235,7 +240,12 @@ class Stage:
                 f"Adapter {adapter.id} was made for another file of {self.base}.",
                 "Train it again on this one.",
             )
-        return self._registry.verify(adapter)
+        with self._registry.verified(adapter) as path:
+            try:
+                yield path
+            except ModelError as error:  # a message about the copy is about the file
+                message = error.message.replace(str(path), str(self._registry.path(adapter.id)))
+                raise ModelError(message, error.next_step) from error
 
     def _trial(self, adapter: Adapter, *, over: bool) -> None:
         """Count a trial before native code sees the adapter and uncount it after: a crash leaves the count.

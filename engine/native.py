@@ -9,6 +9,7 @@ thread.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,17 @@ class NativeModel:
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")
+
+    @property
+    def vocab(self) -> Any:
+        """llama.cpp's pointer to the vocabulary."""
+        return self._vocab
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether the end of a sequence can be taken back; a recurrent state holds no positions."""
+        lib = self.library
+        return not (lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer))
 
     @property
     def offloaded(self) -> bool:
@@ -177,6 +189,11 @@ class NativeModel:
         if adapter_id not in self._adapters:
             raise ModelError(f"Adapter {adapter_id} is not loaded any more.", "Ask again.")
         return self._adapters[adapter_id]
+
+
+def binding(name: str) -> Any:
+    """Another module of llama-cpp-python, so that this file stays its only door."""
+    return importlib.import_module(f"llama_cpp.{name}")
 
 
 def last_words() -> str:

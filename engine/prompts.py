@@ -6,6 +6,7 @@ from core.catalog import CatalogModel
 from engine.backend import Prompt
 from engine.native import NativeModel
 from engine.requests import BadRequest, Request
+from engine.schemas import writable
 from engine.template import render
 
 # no text comes near this many characters a token; more is refused before seconds go into tokenizing it
@@ -25,6 +26,8 @@ def prepare(native: NativeModel, model: CatalogModel, request: Request, context:
             where,
             code="context_length_exceeded",
         )
+    if request.schema and not writable(native):
+        raise BadRequest("This model's vocabulary cannot write JSON; ask for text.", "response_format")
     prompt = encode(native, model, request)
     if len(prompt.tokens) + (request.sampling.max_tokens > 0) > context:
         raise BadRequest(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core.types import Message
+from engine.schemas import SCHEMAS
 
 MAX_BODY_BYTES = 4 << 20
 MAX_MESSAGES = 512
@@ -30,7 +31,12 @@ _RANGES: dict[str, tuple[float, float, float]] = {  # default, lowest, highest
     "repeat_penalty": (1.0, 0.5, 2.0),
 }
 # asking for these and getting plain text would be a silent lie
-_UNSUPPORTED = ("tools", "functions", "logit_bias", "grammar", "audio", "suffix")
+_UNSUPPORTED = (
+    "tools", "functions", "logit_bias", "audio", "suffix",
+    # a grammar or schema of the client's own, as llama-server and vLLM call it (reliability row S18)
+    "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "structured_outputs",
+)  # fmt: skip
 
 
 class BadRequest(Exception):
@@ -69,6 +75,7 @@ class Request:
     `logprobs` is how many of the most probable tokens to tell beside each one (None: nothing at all). With
     `echo` the prompt's text comes first. `user` is who shares the engine fairly; `key` is whose earlier
     prompts may be reused, a conversation's or a user's. Both are empty when the client names nobody.
+    `schema` names the schema of ours that a chat's reply must keep to, empty for plain text.
     """
 
     kind: Literal["chat", "text"]
@@ -82,6 +89,7 @@ class Request:
     echo: bool = False
     user: str = ""
     key: str = ""
+    schema: str = ""
 
 
 def parse(kind: Literal["chat", "text"], body: Any) -> Request:
@@ -94,9 +102,6 @@ def parse(kind: Literal["chat", "text"], body: Any) -> Request:
     for key in ("n", "best_of"):
         if _integer(body, key, 1, 1, 1 << 62) != 1:
             raise BadRequest(f"{key} must be 1.", key)
-    form = body.get("response_format") or {"type": "text"}
-    if form != {"type": "text"}:
-        raise BadRequest("response_format is not supported.", "response_format")
     options = body.get("stream_options")
     user = _name(body, "user") or _name(body, "safety_identifier")
     echo = kind == "text" and _flag(body, "echo")
@@ -112,7 +117,27 @@ def parse(kind: Literal["chat", "text"], body: Any) -> Request:
         echo=echo,
         user=user,
         key=_name(body, "prompt_cache_key") or user,
+        schema=_schema(kind, body.get("response_format")),
     )
+
+
+def _schema(kind: Literal["chat", "text"], form: Any) -> str:
+    """The name of a registered schema, or nothing for plain text; never what a client wrote itself."""
+    where = "response_format"
+    if form is None or form == {"type": "text"}:
+        return ""
+    if kind != "chat" or not isinstance(form, dict) or form.get("type") != "json_schema":
+        raise BadRequest("response_format must be text, or in chats the json_schema of a known name.", where)
+    named = form.get("json_schema")
+    name = named.get("name") if isinstance(named, dict) else None
+    if not isinstance(named, dict) or not isinstance(name, str) or name not in SCHEMAS:
+        raise BadRequest(f"json_schema.name must be one of {', '.join(SCHEMAS)}.", where)
+    # client libraries send the schema along; only the very one that is registered under the name may come
+    if set(form) > {"type", "json_schema"} or named.get("schema", SCHEMAS[name]) != SCHEMAS[name]:
+        raise BadRequest(f"Send the name {name} alone: schemas of your own are not taken.", where)
+    if unknown := set(named) - {"name", "schema", "strict", "description"}:
+        raise BadRequest(f"json_schema.{min(unknown)[:40]} is not supported.", where)
+    return name
 
 
 def _name(body: dict[str, Any], key: str) -> str:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.backend import Begun, Finished, FinishReason, Part, Piece, TokenLogprob, Work
 from engine.context import NativeContext, Variant
+from engine.lookup import Lookup
 from engine.native import NativeModel
 from engine.sampler import Sampler
+from engine.schemas import constraint
 from engine.slots import Slot
 from engine.text import TextStream
 
@@ -37,11 +39,14 @@ class Running:
         self.cached = 0
         self.made = 0
         self.token = -1  # sampled, and not yet evaluated
+        self._lookup: Lookup | None = None
         self.limit = min(sampling.max_tokens, context - len(self.tokens))
         self._model = model
         self._ends = ends
         self._text = TextStream(sampling.stop + ends.strings)
-        self._sampler = Sampler(model.library, model.vocabulary, sampling)
+        schema = work.request.schema
+        rules = constraint(model, schema) if schema else None
+        self._sampler = Sampler(model.library, model.vocabulary, sampling, rules)
         self._logprobs: list[TokenLogprob] = []
 
     @property
@@ -82,6 +87,8 @@ class Running:
         if self.token in self._ends.tokens or self._model.is_end(self.token):
             return [*self._piece(b"", final=True), self.finished("stop")]
         self.made += 1
+        if self._lookup is not None:
+            self._lookup.add(self.token)
         if self.work.request.logprobs is not None:
             self._logprobs.append(self._logprob(self.token, context.logits(row)))
         parts = self._piece(self._model.piece(self.token))
@@ -90,6 +97,20 @@ class Running:
         if self.made >= self.limit:
             return [*parts, *self._piece(b"", final=True), self.finished("length")]
         return parts
+
+    def guess(self, most: int) -> list[int]:
+        """The next tokens if the reply goes on as it or its prompt did before; of greedy replies only.
+
+        None where log probabilities are wanted: the rows of a longer call differ in the third digit.
+        """
+        request = self.work.request
+        if request.sampling.temperature > 0 or request.logprobs is not None:
+            return []
+        if self._lookup is None:
+            self._lookup = Lookup(self.tokens)
+            self._lookup.add(self.token)
+        # the last token that may be made needs no evaluating
+        return self._lookup.guess(min(most, self.limit - self.made - 1))
 
     def finished(self, reason: FinishReason) -> Finished:
         """The end, with the counts so far."""

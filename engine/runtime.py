@@ -20,14 +20,15 @@ from core.gguf import GgufInfo, check_adapter_fits, check_gguf, template_digest
 from core.settings import Settings
 from engine.backend import Failed, Finished, Output, Part, Prompt, Work
 from engine.canary import CANARY_TOKENS, canaries, require_words
-from engine.context import OUTPUTS, NativeContext, Variant
+from engine.context import BATCH, OUTPUTS, NativeContext, Variant
 from engine.limits import limits_of
+from engine.lookup import LENGTHS, Guesses
 from engine.native import NativeModel
 from engine.pace import Pace
 from engine.prompts import encode, prepare
 from engine.requests import Request
 from engine.running import Ends, Running
-from engine.slots import BLOCK, Prefixes, Slots
+from engine.slots import BLOCK, Prefixes, Slots, call_size
 from engine.widths import Widths
 
 
@@ -47,6 +48,7 @@ class LlamaBackend:
         self._prefixes = Prefixes()
         self._pace = Pace()
         self._widths = Widths()
+        self.guesses: Guesses | None = Guesses()
         self._running: list[Running] = []
         self._scales: dict[str, float] = {}
         self._retired: set[str] = set()
@@ -58,6 +60,11 @@ class LlamaBackend:
         """How many replies can be in work at once."""
         return self.limits.slots
 
+    @property
+    def busy(self) -> bool:
+        """Whether any reply is in work."""
+        return bool(self._running)
+
     def load(self) -> None:
         """Check the header, load the model and prove that it generates (raises ModelError)."""
         self.info = check_gguf(self.path)
@@ -65,6 +72,8 @@ class LlamaBackend:
         self._native = native = NativeModel(self.path, self.limits.gpu_layers)
         self._context = NativeContext(native, self.limits)
         self._slots = Slots(self.limits.slots)
+        if not native.rewinds:
+            self.guesses = None
         # a stop that is one control token never shows up as text
         ids = {text: native.control_id(text) for text in self.model.stop}
         self._ends = Ends(
@@ -87,7 +96,7 @@ class LlamaBackend:
         require_words(made)
 
     def _to_end(self) -> Iterator[Part]:
-        while self._running:
+        while self.busy:
             for _, part in self.step():
                 yield part
 
@@ -182,9 +191,11 @@ class LlamaBackend:
 
     def _decode(self, context: NativeContext, group: Sequence[Running], outputs: list[Output]) -> None:
         """A token for each of a group, in one call or, where that is quicker, in several."""
+        share = self._widths.share(len(group)) if group and self.guesses else None
+        waiting = [running for running in group if not self._guessed(context, running, share, outputs)]
         # llama.cpp batches sequences only in rising order
-        waiting = sorted(group, key=lambda running: running.slot.number if running.slot else 0)
-        for width in self._widths.split(len(group)) if group else ():
+        waiting.sort(key=lambda running: running.slot.number if running.slot else 0)
+        for width in self._widths.split(len(waiting)) if waiting else ():
             part, waiting = waiting[:width], waiting[width:]
             rows = [(r.token, r.position, r.slot.number, True) for r in part if r.slot]
             with self._widths.timed(width):
@@ -192,6 +203,33 @@ class LlamaBackend:
                     return
             for row, running in enumerate(part):
                 outputs += self._sample(context, running, row)
+
+    def _guessed(
+        self, context: NativeContext, running: Running, share: float | None, outputs: list[Output]
+    ) -> bool:
+        """Let a reply take several tokens in one call, if they can be guessed and that should be quicker."""
+        guesses, slot = self.guesses, running.slot
+        if guesses is None or slot is None:
+            return False
+        guess = running.guess(LENGTHS[-1])
+        guess = guess[: guesses.length(len(guess), share)]
+        if not guess:
+            return False
+        start = running.position
+        rows = [(token, start + row, slot.number, True) for row, token in enumerate([running.token, *guess])]
+        with guesses.timed(len(guess)):
+            if not context.decode(rows):
+                return True
+        right = 0
+        for row in range(len(rows)):
+            outputs += self._sample(context, running, row)
+            if running not in self._running or row == len(guess) or running.token != guess[row]:
+                break
+            right += 1
+        guesses.learn(len(guess), right)
+        if running in self._running:
+            context.cut(slot.number, running.position)
+        return True
 
     def _prefill(self, context: NativeContext, waiting: Sequence[Running], outputs: list[Output]) -> None:
         """Chunks of prompts in the order in which they came, as many as running replies can wait for."""
@@ -203,7 +241,7 @@ class LlamaBackend:
                 self._seat(context, running)
                 outputs.append((running.work, running.begun()))
             chunk = self._chunk(running, left)
-            left -= chunk
+            left = (left - chunk) // BLOCK * BLOCK  # where this call ends, the next begins on a whole block
             if not self._evaluate(context, running, chunk):
                 break
             if running.prefilled:
@@ -232,7 +270,7 @@ class LlamaBackend:
         prefix = running.work.prompt.shared // BLOCK * BLOCK - running.done
         if prefix > 0:
             rest = min(rest, prefix)
-        return min(rest, left, OUTPUTS if running.scored else left)
+        return call_size(rest, left, OUTPUTS if running.scored else BATCH)
 
     def _evaluate(self, context: NativeContext, running: Running, chunk: int) -> bool:
         slot, start = running.slot, running.done

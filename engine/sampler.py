@@ -10,11 +10,18 @@ PENALTY_WINDOW = 256  # tokens
 
 
 class Sampler:
-    """llama.cpp's sampler chain for one reply; it remembers that reply's tokens and random state alone."""
+    """llama.cpp's sampler chain for one reply; it remembers that reply's tokens and random state alone.
 
-    def __init__(self, library: Any, vocabulary: int, sampling: Sampling) -> None:
+    A `constraint` is a sampler that rules tokens out before all others; the chain frees it.
+    """
+
+    def __init__(
+        self, library: Any, vocabulary: int, sampling: Sampling, constraint: Any | None = None
+    ) -> None:
         self._lib = library
         self._chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+        if constraint is not None:
+            library.llama_sampler_chain_add(self._chain, constraint)
         for sampler in self._samplers(vocabulary, sampling):
             library.llama_sampler_chain_add(self._chain, sampler)
 

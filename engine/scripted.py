@@ -17,7 +17,7 @@ from typing import Any
 
 from core.errors import ModelError
 from engine.backend import Begun, Finished, Output, Piece, Prompt, Work
-from engine.requests import Request
+from engine.requests import BadRequest, Request
 from engine.text import TextStream
 
 NO_REPLY = "The script holds no reply to this."
@@ -91,7 +91,9 @@ class ScriptedBackend:
         """Pretend."""
 
     def prepare(self, request: Request) -> Prompt:
-        """A token for every word."""
+        """A token for every word (raises BadRequest for a schema, which scripted text does not keep to)."""
+        if request.schema:
+            raise BadRequest("Scripted replies keep to no schema.", "response_format")
         texts = [request.prompt, *(message["content"] for message in request.messages)]
         return Prompt(tuple(range(sum(len(text.split()) for text in texts))))
 

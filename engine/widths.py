@@ -14,6 +14,7 @@ made, and a group is split where the times say that it pays.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,16 @@ class Widths:
         whole = self._seconds.get(count)
         if count < 2 or whole is None or self._calls % RETRY == 0:
             return [count]
+        seconds, sizes = self._quickest(count)
+        return sorted(sizes, reverse=True) if seconds < GAIN * whole else [count]
+
+    def share(self, count: int) -> float | None:
+        """Seconds that a token of each of `count` replies takes; None while unknown."""
+        seconds, _ = self._quickest(count)
+        return seconds / count if math.isfinite(seconds) else None
+
+    def _quickest(self, count: int) -> tuple[float, list[int]]:
+        """The least seconds that so many rows take, and in calls of which sizes."""
         best: list[tuple[float, list[int]]] = [(0.0, [])]
         for number in range(1, count + 1):
             choices = [
@@ -51,6 +62,5 @@ class Widths:
                 for rows, seconds in self._seconds.items()
                 if rows <= number
             ]
-            best.append(min(choices, default=(float("inf"), [])))
-        seconds, sizes = best[count]
-        return sorted(sizes, reverse=True) if seconds < GAIN * whole else [count]
+            best.append(min(choices, default=(math.inf, [])))
+        return best[count]

@@ -21,6 +21,7 @@ from core.files import (
     read_json,
     read_jsonl,
     require_space,
+    sealed_copy,
     sha256_of,
     write_bytes,
     write_json,
@@ -225,3 +226,26 @@ def test_too_little_space_is_said_beforehand(tmp_path: Path) -> None:
 def test_the_hash_is_sha256(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"abc")
     assert sha256_of(tmp_path / "a").startswith("ba7816bf")
+
+
+def test_a_sealed_copy_stays_what_was_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.gguf"
+    data = os.urandom((1 << 20) + 17)  # more than a block
+    path.write_bytes(data)
+    before = len(os.listdir("/proc/self/fd"))
+    with sealed_copy(path) as (copy, digest):
+        assert digest == sha256_of(path)
+        path.write_bytes(b"swapped")
+        assert copy.read_bytes() == data
+        for flags in (os.O_WRONLY, os.O_RDWR):
+            handle = os.open(copy, flags)
+            with pytest.raises(PermissionError):
+                os.write(handle, b"x")
+            with pytest.raises(PermissionError):
+                os.truncate(handle, 3)
+            os.close(handle)
+        assert copy.read_bytes() == data
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(FileNotFoundError), sealed_copy(tmp_path / "none"):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from core.adapters import AdapterRegistry
+from core.adapters import CARD, AdapterRegistry
 from core.db import Database
 from core.errors import NotFoundError
-from core.files import write_json
+from core.files import sha256_of, write_json
 from core.settings import Settings
 from engine.adapters import KEEP_ASIDE, MAX_CRASHES, TRIAL, Stage
 from engine.server import make_stage
@@ -111,6 +111,64 @@ def test_changed_bytes_are_noticed(stage: Stage, registry: AdapterRegistry, tiny
     stage.sync()
     assert stage.live is None
     assert "does not have the bytes" in stage.error
+
+
+@pytest.mark.parametrize("when", ["check_adapter", "load_adapter"])
+@pytest.mark.parametrize("how", ["renamed", "overwritten", "deleted"])
+def test_the_bytes_that_were_hashed_are_the_bytes_that_are_loaded(
+    stage: Stage,
+    registry: AdapterRegistry,
+    tiny_model: TinyModel,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    how: str,
+) -> None:
+    """Another adapter takes the file's place after the hash was checked, before llama.cpp opens it."""
+    honest, other = (register_adapter(registry, tiny_model, seed) for seed in (1, 2))
+    said = {}
+    for adapter in (honest, other):
+        registry.promote(adapter.id, "me", "test")
+        stage.sync()
+        said[adapter.id] = say(stage)
+    assert said[honest.id] != said[other.id]
+    stage.unload(honest.id)
+    path, original = registry.path(honest.id), getattr(stage._backend, when)
+    swapped = []
+
+    def swap(adapter_id: str, given: Path) -> None:
+        swapped.append(adapter_id)
+        data = registry.path(other.id).read_bytes()
+        if how == "renamed":
+            (path.parent / "new").write_bytes(data)
+            (path.parent / "new").replace(path)
+        elif how == "overwritten":
+            with path.open("r+b") as handle:
+                handle.write(data)
+        else:
+            path.unlink()
+        original(adapter_id, given)
+
+    monkeypatch.setattr(stage._backend, when, swap)
+    registry.promote(honest.id, "me", "test")
+    stage.sync()
+    assert swapped == [honest.id]
+    assert (stage.live, stage.error, say(stage)) == (honest.id, "", said[honest.id])
+
+
+def test_a_message_names_the_file_and_not_its_copy(
+    stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel
+) -> None:
+    adapter = register_adapter(registry, tiny_model, 1)
+    path = registry.path(adapter.id)
+    path.write_bytes(tiny_model.gguf.read_bytes())
+    digest = sha256_of(path)
+    write_json(path.parent / CARD, {"sha256": digest})
+    with registry.database.write() as connection:
+        connection.execute("UPDATE adapters SET sha256 = ?", (digest,))
+    registry.promote(adapter.id, "me", "test")
+    stage.sync()
+    assert f"{path} holds a model, not a adapter" in stage.error
+    assert "/proc/" not in stage.error
 
 
 def test_an_adapter_of_another_file_of_the_base_is_refused(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from core.catalog import local_model
+from core.catalog import CHATML, local_model
 from core.errors import ModelError
+from core.types import Message
 from engine.backend import Begun, Finished, Part, Piece, Work
 from engine.requests import parse
 from engine.runtime import LlamaBackend
 from engine.slots import BLOCK
+from engine.template import render
 from tests.engine.replies import SETTINGS, ask, begin, drain, load, native, result
 from tests.tiny import TinyModel
 
@@ -22,6 +24,36 @@ def test_a_reused_prefix_changes_nothing(backend: LlamaBackend) -> None:
         assert text == fresh[end]
     assert finished.cached_tokens > 2 * BLOCK
     assert finished.cached_tokens % BLOCK == 0
+
+
+@pytest.mark.parametrize("length", [257, 258, 305, 320, 321, 385])
+def test_a_prompt_s_numbers_do_not_tell_what_was_evaluated_before(backend: LlamaBackend, length: int) -> None:
+    """Equal to the bit, at one go, in pieces of every size, and after an earlier turn."""
+    words = "1 2 3 4 5 6 7 8 9 " * 60
+    spare = len(backend.prepare(parse("chat", {"messages": [{"role": "user", "content": ""}]})).tokens)
+    ids = native(backend).tokenize(words)
+    text = "".join(native(backend).piece(token).decode() for token in ids[: length - spare])
+
+    def numbers(owner: str = "", seconds: float = 1e-6) -> list[object]:
+        work = begin(backend, text, owner=owner, max_tokens=2, logprobs=True, top_logprobs=5)
+        assert len(work.prompt.tokens) == length
+        parts: list[Part] = []
+        while backend.busy:
+            backend._pace.seconds = seconds
+            parts += [part for _, part in backend.step()]
+        assert isinstance(parts[-1], Finished)
+        reused.append(parts[-1].cached_tokens)
+        return [part.logprobs for part in parts if isinstance(part, Piece)]
+
+    reused: list[int] = []
+    whole = numbers()
+    for seconds in (0.02, 0.01, 0.005):  # pieces of 32, 64 and 128 tokens
+        assert numbers(seconds=seconds) == whole
+    ask(backend, text[: len(text) // 2], owner=f"half {length}")
+    assert numbers(f"half {length}") == whole
+    assert numbers(f"half {length}") == whole
+    assert reused[:4] == [0] * 4
+    assert 0 < reused[4] < reused[5] == (length - 2) // BLOCK * BLOCK
 
 
 def test_nobody_s_prompt_is_reused_for_another(backend: LlamaBackend) -> None:
@@ -44,8 +76,15 @@ def test_the_system_message_is_evaluated_once_for_everybody(backend: LlamaBacken
     fresh, first = asked("What is the notice period?")
     again, second = asked("What is the notice period?")
     assert (first.cached_tokens, again) == (0, fresh)
-    rules_tokens = len(native(backend).tokenize(rules))
-    assert 0 < second.cached_tokens <= rules_tokens + 8
+    # to the token: what any two users' prompts begin with, which is the message and the template around it
+    model = native(backend)
+    system: Message = {"role": "system", "content": rules}
+    one, other = (
+        model.encode(render(CHATML, [system, {"role": "user", "content": text}])) for text in ("What", "Zero")
+    )
+    common = next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    assert len(model.tokenize(rules)) < common
+    assert second.cached_tokens == common // BLOCK * BLOCK
     assert asked("Who?")[1].cached_tokens == second.cached_tokens
     assert asked("Who?", "a1")[1].cached_tokens == 0  # another adapter has its own
     assert asked("Who?", "a1")[1].cached_tokens == second.cached_tokens

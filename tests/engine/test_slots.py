@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.context import BASE, Variant
-from engine.slots import BLOCK, PREFIX_BYTES, PREFIXES, Prefixes, Slot, Slots, common_blocks
+from engine.context import BASE, CPU_ROWS, Variant
+from engine.slots import BLOCK, PREFIX_BYTES, PREFIXES, Prefixes, Slot, Slots, call_size, common_blocks
 
 TUNED: Variant = ("a1", 1.0)
 
@@ -77,8 +77,20 @@ TOKENS = st.lists(st.integers(0, 2), max_size=4 * BLOCK)
 def test_only_whole_equal_blocks_are_common(held: list[int], asked: list[int]) -> None:
     common = common_blocks(held, asked)
     assert common % BLOCK == 0
-    assert common < len(asked)
+    assert common < max(2, len(asked) - 1)  # the last call never has a row alone
     assert held[:common] == asked[:common]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 1200), st.integers(1, 32), st.sampled_from([32, 512]))
+def test_no_call_has_a_row_alone(rest: int, blocks: int, most: int) -> None:
+    alone = rest == 1
+    while rest:
+        count = call_size(rest, blocks * BLOCK, most)
+        assert 0 < count <= min(rest, most, blocks * BLOCK + 1)
+        assert alone or count % CPU_ROWS != 1
+        rest -= count
+        assert rest == 0 or (count % BLOCK == 0 and rest > 1)
 
 
 @settings(max_examples=200, deadline=None)
