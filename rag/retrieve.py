@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from core.catalog import CatalogModel
@@ -14,6 +14,7 @@ from rag.embed import Embedder
 from rag.focus import focus
 from rag.index import Index
 from rag.passages import PassageStore
+from rag.variety import varied
 from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
@@ -32,26 +33,21 @@ class Retriever:
     def search(self, question: str, k: int) -> list[Passage]:
         """At most `k` passages of ready documents, best first, each with its scores.
 
-        Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order). Passages with the
-        same words count once. Equal scores are ordered by chunk id, so the same question gives the same
-        passages.
+        Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order). What repeats
+        another passage is left out and no document crowds out the others, see `rag.variety`. Equal scores are
+        ordered by chunk id, so the same question gives the same passages.
         """
-        chosen: list[Passage] = []
-        seen: set[tuple[str, ...]] = set()
+        return varied(self._ranked(question, 2 * k), k)
+
+    def _ranked(self, question: str, step: int) -> Iterator[Passage]:
+        """Passages in their order, read `step` at a time."""
         scores = self._scores(question)
         order = list(scores)
-        for at in range(0, len(order), 2 * k):
-            found = self.passages.get(order[at : at + 2 * k])
-            for chunk_id in order[at : at + 2 * k]:
-                passage = found.get(chunk_id)
-                same = tuple(content(passage.text)) if passage is not None else ()
-                if passage is None or same in seen:
-                    continue
-                seen.add(same)
-                chosen.append(replace(passage, scores=scores[chunk_id]))
-                if len(chosen) == k:
-                    return chosen
-        return chosen
+        for at in range(0, len(order), step):
+            found = self.passages.get(order[at : at + step])
+            for chunk_id in order[at : at + step]:
+                if chunk_id in found:  # else deleted a moment ago
+                    yield replace(found[chunk_id], scores=scores[chunk_id])
 
     def read_for(self, question: str, model: CatalogModel) -> list[Passage]:
         """The passages that `model` shall read: its number of them, focused when it reads few units."""
