@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rag.embed import Vectors
 
-LEXICAL_WEIGHT = 0.5  # the rest is the cosine's; 0.4 to 0.6 measure alike
+LEXICAL_WEIGHT = 0.4  # the rest is the cosine's; 0.4 to 0.5 measure alike
 FEEDBACK = 3  # passages that the question moves towards
 FEEDBACK_WEIGHT = 0.3
 DIGITS = 6  # finer differences are rounding, which must not decide an order

@@ -19,13 +19,13 @@ QUESTION = unit(1)
 def test_scores_by_hand() -> None:
     vectors = np.stack([unit(0.6, 0.8), unit(0.8, 0.6)])
     scores = rerank([7, 9], {7: 4.0, 9: 1.0}, vectors, QUESTION)
-    # words 4/4 and 1/4, cosines 0.6/0.8 and 0.8/0.8, half and half
-    assert scores[7]["fused"] == pytest.approx((1 + 0.75) / 2)
-    assert scores[9]["fused"] == pytest.approx((0.25 + 1) / 2)
+    # words 4/4 and 1/4, cosines 0.6/0.8 and 0.8/0.8, weighted 0.4 to 0.6
+    assert scores[7]["fused"] == pytest.approx(0.4 + 0.6 * 0.75)
+    assert scores[9]["fused"] == pytest.approx(0.4 * 0.25 + 0.6)
     assert scores[7]["dense"] == pytest.approx(0.6)
     assert scores[7]["lexical"] == 4.0
     # the question moves to 0.7 (1, 0) + 0.3 (0.7, 0.7) = (0.91, 0.21): 0.714 and 0.854 over its length
-    assert scores[7]["reranked"] == pytest.approx((1 + 0.714 / 0.854) / 2, abs=1e-4)
+    assert scores[7]["reranked"] == pytest.approx(0.4 + 0.6 * 0.714 / 0.854, abs=1e-4)
     assert list(scores) == [7, 9]
 
 
@@ -62,7 +62,7 @@ def test_scores_stay_between_0_and_1_even_when_nothing_fits() -> None:
 
 def test_a_negative_bm25_counts_as_nothing() -> None:
     scores = rerank([1, 2], {1: -0.5, 2: 1.0}, np.stack([unit(1), unit(1)]), QUESTION)
-    assert scores[1]["fused"] == pytest.approx(0.5)
+    assert scores[1]["fused"] == pytest.approx(0.6)
 
 
 def test_words_alone_keep_their_order() -> None:
