@@ -74,7 +74,8 @@ def _ordered(scores: dict[int, Scores]) -> dict[int, Scores]:
 
 
 def _cosine(vectors: Vectors, question: Vectors) -> _Array:
-    return np.round((vectors @ question).astype(np.float64), DIGITS)
+    cosines: _Array = np.asarray(vectors @ question, np.float64)
+    return np.asarray(np.round(cosines, DIGITS), np.float64)
 
 
 def _fuse(words: _Array, dense: _Array) -> _Array:
