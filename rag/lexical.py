@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from core.db import Database
 from rag.words import STOP, words
 
 HEADING_WEIGHT = 1.0
 TEXT_WEIGHT = 1.0
 MAX_TERMS = 64
+MAX_REPEATS = 3
 
 
 def match_expression(question: str) -> str:
     """The question's content words as quoted FTS5 strings joined by OR; empty when there are none.
 
-    Quoting makes every operator of the query language plain text, whatever a user types.
+    Quoting makes every operator of the query language plain text, whatever a user types. A word that the
+    question says again stands again, so that it weighs more, as in BM25 with query term frequencies.
     """
     all_words = [word.lower() for word in words(question)]
     kept = [word for word in all_words if word not in STOP] or all_words
-    return " OR ".join(f'"{word}"' for word in list(dict.fromkeys(kept))[:MAX_TERMS])
+    counts = Counter(kept)  # in the order of first use
+    repeated = [word for word, count in counts.items() for _ in range(min(count, MAX_REPEATS))]
+    return " OR ".join(f'"{word}"' for word in repeated[:MAX_TERMS])
 
 
 def search(database: Database, question: str, limit: int) -> list[tuple[int, float]]:

@@ -72,6 +72,20 @@ class PassageStore:
         flat = np.frombuffer(b"".join(found[i] for i in ids), "<f4")
         return flat.reshape(-1, DIMENSIONS).astype(np.float32)
 
+    def ready_vectors(self, ids: Sequence[int]) -> tuple[list[int], Vectors]:
+        """Those of `ids` that are ready, in their order, and their vectors of shape (len(them), 384)."""
+        found: dict[int, bytes] = {}
+        for step in _steps(ids):
+            marks = ",".join("?" * len(step))
+            with self.database.read() as connection:
+                rows = connection.execute(
+                    f"SELECT chunks.id AS id, vector {_READY} WHERE chunks.id IN ({marks})", step
+                )
+                found.update((int(row["id"]), row["vector"]) for row in rows)
+        kept = [i for i in ids if i in found]
+        flat = np.frombuffer(b"".join(found[i] for i in kept), "<f4")
+        return kept, flat.reshape(-1, DIMENSIONS).astype(np.float32)
+
     def get(self, ids: Iterable[int]) -> dict[int, Passage]:
         """The ready chunks among `ids` as passages; `document` is the document's title."""
         found: dict[int, Passage] = {}

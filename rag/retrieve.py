@@ -1,26 +1,23 @@
-"""Hybrid retrieval: BM25 and MiniLM, joined by reciprocal rank fusion.
-
-Source: Cormack, Clarke and Büttcher, "Reciprocal rank fusion outperforms Condorcet", SIGIR 2009.
-"""
+"""Hybrid retrieval: BM25 and MiniLM propose candidates, `rag.rerank` orders them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from core.catalog import CatalogModel
 from core.db import Database
 from core.settings import Settings
 from core.types import Passage
-from rag import lexical
+from rag import lexical, rerank
 from rag.embed import Embedder
 from rag.focus import focus
 from rag.index import Index
 from rag.passages import PassageStore
+from rag.variety import varied
 from rag.words import content, words
 
-RRF_K = 60
-CANDIDATES = 40
+CANDIDATES = 100  # of each kind
 
 
 class Retriever:
@@ -36,34 +33,21 @@ class Retriever:
     def search(self, question: str, k: int) -> list[Passage]:
         """At most `k` passages of ready documents, best first, each with its scores.
 
-        Scores: `lexical` (BM25), `dense` (cosine), `fused` (the order). Passages with the same words count
-        once. Equal scores are ordered by chunk id, so the same question gives the same passages.
+        Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order). What repeats
+        another passage is left out and no document crowds out the others, see `rag.variety`. Equal scores are
+        ordered by chunk id, so the same question gives the same passages.
         """
-        lexically = dict(lexical.search(self.database, question, CANDIDATES))
-        dense = self._dense(question)
-        fused: dict[int, float] = {}
-        for ranking in (lexically, dense):
-            for rank, chunk_id in enumerate(ranking, 1):
-                fused[chunk_id] = fused.get(chunk_id, 0.0) + 1.0 / (RRF_K + rank)
-        order = sorted(fused, key=lambda chunk_id: (-fused[chunk_id], chunk_id))
-        found = self.passages.get(order)
-        chosen: list[Passage] = []
-        seen: set[tuple[str, ...]] = set()
-        for chunk_id in order:
-            passage = found.get(chunk_id)
-            same = tuple(content(passage.text)) if passage is not None else ()
-            if passage is None or same in seen:
-                continue
-            seen.add(same)
-            scores = {"fused": fused[chunk_id]}
-            if chunk_id in lexically:
-                scores["lexical"] = lexically[chunk_id]
-            if chunk_id in dense:
-                scores["dense"] = dense[chunk_id]
-            chosen.append(replace(passage, scores=scores))
-            if len(chosen) == k:
-                break
-        return chosen
+        return varied(self._ranked(question, 2 * k), k)
+
+    def _ranked(self, question: str, step: int) -> Iterator[Passage]:
+        """Passages in their order, read `step` at a time."""
+        scores = self._scores(question)
+        order = list(scores)
+        for at in range(0, len(order), step):
+            found = self.passages.get(order[at : at + step])
+            for chunk_id in order[at : at + step]:
+                if chunk_id in found:  # else deleted a moment ago
+                    yield replace(found[chunk_id], scores=scores[chunk_id])
 
     def read_for(self, question: str, model: CatalogModel) -> list[Passage]:
         """The passages that `model` shall read: its number of them, focused when it reads few units."""
@@ -79,10 +63,17 @@ class Retriever:
         documents, chunks = self.passages.counts()
         return {"dense": index.usable, "reason": index.reason, "documents": documents, "chunks": chunks}
 
-    def _dense(self, question: str) -> dict[int, float]:
+    def _scores(self, question: str) -> dict[int, rerank.Scores]:
+        """Candidates in order, with the scores of every stage; by words alone while vectors are unusable."""
+        lexically = dict(lexical.search(self.database, question, CANDIDATES))
         if not self.index.status().usable:
-            return {}
-        return dict(self.index.query(self.embedder.encode([question])[0], CANDIDATES))
+            return rerank.by_words(lexically)
+        vector = self.embedder.encode([question])[0]
+        near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
+        if not near:
+            return rerank.by_words(lexically)
+        ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
+        return rerank.rerank(ids, lexically, vectors, vector)
 
 
 def with_context(question: str, earlier: Sequence[str]) -> str:

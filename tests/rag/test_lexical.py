@@ -53,4 +53,12 @@ def test_match_expression_drops_function_words_unless_nothing_is_left() -> None:
     assert match_expression("What is this?") == '"what" OR "is" OR "this"'
     assert match_expression("error F05!") == '"error" OR "f05"'
     assert match_expression("?!") == ""
-    assert match_expression("x " * 10_000) == '"x"'
+    assert match_expression("Rates: are rates fair?") == '"rates" OR "rates" OR "fair"'
+    assert match_expression("x " * 10_000) == '"x" OR "x" OR "x"'
+    assert match_expression(" ".join(f"w{i}" for i in range(10_000))).count(" OR ") == 63
+
+
+def test_a_word_said_twice_weighs_twice(filled: Database) -> None:
+    once, twice = (dict(search(filled, question, 5)) for question in ("lunch", "lunch lunch"))
+    assert once
+    assert twice == pytest.approx({i: 2 * score for i, score in once.items()})

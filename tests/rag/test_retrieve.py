@@ -33,7 +33,7 @@ def test_vectors_have_their_shape_and_unit_length(embedder: Embedder) -> None:
 def test_words_and_meaning_both_find(retriever: Retriever) -> None:
     by_words = retriever.search("notice period", 3)[0]
     assert "30 days" in by_words.text
-    assert set(by_words.scores) == {"fused", "lexical", "dense"}
+    assert set(by_words.scores) == {"lexical", "dense", "fused", "reranked"}
     by_meaning = retriever.search("When can I have a midday meal?", 3)
     assert any("Soup is served at noon" in passage.text for passage in by_meaning)
 
@@ -41,8 +41,8 @@ def test_words_and_meaning_both_find(retriever: Retriever) -> None:
 def test_the_same_question_gives_the_same_passages(retriever: Retriever) -> None:
     first = retriever.search("What does parking cost?", 5)
     assert retriever.search("What does parking cost?", 5) == first
-    fused = [passage.scores["fused"] for passage in first]
-    assert fused == sorted(fused, reverse=True)
+    order = [(-passage.scores["reranked"], passage.chunk_id) for passage in first]
+    assert order == sorted(order)
 
 
 def test_k_is_the_most(retriever: Retriever) -> None:
@@ -65,6 +65,26 @@ def test_without_the_index_words_still_find(retriever: Retriever) -> None:
     status = retriever.status()
     assert status["dense"] is False
     assert "rebuilt" in str(status["reason"])
+    found = retriever.search("notice period", 3)
+    assert "30 days" in found[0].text
+    assert set(found[0].scores) == {"lexical", "fused", "reranked"}
+
+
+def test_a_passage_that_only_words_propose_has_its_cosine_too(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {p.chunk_id: p.scores["dense"] for p in retriever.search("notice period", 5)}
+    query = Index.query
+    monkeypatch.setattr(Index, "query", lambda self, vector, limit: query(self, vector, limit)[-1:])
+    found = retriever.search("notice period", 5)
+    assert "30 days" in found[0].text
+    assert found[0].scores["dense"] == wanted[found[0].chunk_id]
+
+
+def test_an_index_that_fails_while_it_is_asked_leaves_words(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Index, "query", lambda self, vector, limit: [])
     found = retriever.search("notice period", 3)
     assert "30 days" in found[0].text
     assert "dense" not in found[0].scores
