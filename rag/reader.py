@@ -56,7 +56,7 @@ class Reader:
         if "message" in answer:
             raise DocumentError(answer["message"], answer["next_step"])
         sections = tuple(Section(**section) for section in answer["sections"])
-        return Extracted(answer["kind"], answer["title"], answer["text"], sections)
+        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
 
     def close(self) -> None:
         """End the child."""

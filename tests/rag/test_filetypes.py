@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DocumentError
-from rag.filetypes import check_archive, decode, kind_of
+from rag.archives import check_package
+from rag.filetypes import decode, kind_of
 from tests.rag.files import archive, docx, docx_with, lying_docx, pdf
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
@@ -113,8 +114,8 @@ ENTITY = b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/host
 )
 def test_bad_archives_are_refused(data: bytes) -> None:
     with pytest.raises(DocumentError):
-        check_archive(data)
+        check_package(data, "word/document.xml", "DOCX")
 
 
 def test_a_good_archive_passes() -> None:
-    check_archive(docx())
+    check_package(docx(), "word/document.xml", "DOCX")
