@@ -15,6 +15,7 @@ from rag.pages import Run, is_marker, lay_out
 MAX_PAGES = 2_000
 MAX_CHARS = 400_000  # on one page; PDFium lays out what a bomb unpacks to
 CELL_GAP = 1.0  # of the type size; wider than any space between words
+JUSTIFIED = 2.0  # the same where the file itself has a space, which justified lines stretch
 MARKER_GAP = 0.3  # after a bullet or number
 INVISIBLE = 3  # text rendering mode of ISO 32000-1, table 106: what OCR programs lay under a scan
 _WHITE = 250
@@ -174,13 +175,14 @@ def _join(chars: list[_Char]) -> Iterator[Run]:
         if char[0] == "\n" or (char[0] == " " and not text):
             continue
         if char[0] == " ":
-            text.append(" ")
+            # PDFium puts a space of its own where it sees a gap; one from the file says "same sentence"
+            text.append(" " if char[2] else "\t")
             continue
         if first is not None and last is not None:
             size = max(first[4].size, char[4].size)
             gap = min(abs(char[1] - last[2]), abs(last[1] - char[2]))  # to the right, or to the left
             same = char[1] == last[1] and char[2] == last[2]
-            wide = MARKER_GAP if is_marker("".join(text)) else CELL_GAP
+            wide = MARKER_GAP if is_marker("".join(text)) else JUSTIFIED if text[-1] == " " else CELL_GAP
             if abs(char[3] - first[3]) > size * 0.6 or (gap > wide * size and not same):
                 yield _run(text, first, last)
                 text, first = [], None
@@ -196,4 +198,4 @@ def _join(chars: list[_Char]) -> Iterator[Run]:
 
 def _run(text: list[str], first: _Char, last: _Char) -> Run:
     left, right = min(first[1], last[1]), max(first[2], last[2])
-    return Run("".join(text).strip(), left, first[3], first[4].size, first[4].bold, right)
+    return Run("".join(text).replace("\t", " ").strip(), left, first[3], first[4].size, first[4].bold, right)

@@ -14,14 +14,17 @@ from functools import cached_property
 from statistics import median
 
 from rag.outline import Outline
+from rag.page_tables import grid, has_header
 from rag.words import one_line
 
 _PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
 _BARE_NUMBER = re.compile(r"[-–]?\s*\d{1,4}\s*[-–]?")
-_MARKER = re.compile(r"(\d{1,3})[.)]?|[•–▪◦*-]|")
+_MARKER = re.compile(r"(\d{1,3})[.)]?|[•●○■□▪◦‣➢✓–*-]|")
 _LEFTWARDS = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+ROW_DROP = 4.0  # of the type size: rows further apart belong to different tables
+BACK = 4  # rows: cells of several lines come one after another, but so do text boxes side by side
 EDGE = 4  # lines from the top or bottom in which running headers and footers are looked for
-_LED = re.compile(r"(?:[•▪◦]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
+_LED = re.compile(r"(?:[•●○■□▪◦‣➢✓]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,6 @@ class Run:
     size: float
     bold: bool
     right: float = 0.0
-
-    def over(self, other: Run) -> bool:
-        """Whether the two start at one edge or stand above each other."""
-        return abs(self.x - other.x) < 6 or min(self.right, other.right) - max(self.x, other.x) > 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _lines(runs: Sequence[Run]) -> list[Line]:
     for run in runs:
         if not one_line(run.text) and not run.text.strip():
             continue
-        same = next((row for row in rows[-8:] if abs(row[0].y - run.y) < run.size * 0.4), None)
+        same = next((row for row in rows[-BACK:] if abs(row[0].y - run.y) < run.size * 0.4), None)
         if same is None:
             rows.append([run])
         else:
@@ -154,7 +153,7 @@ def _blocks(lines: Sequence[Line], body: float) -> Iterator[list[Line]]:
 def _continues(block: list[Line], line: Line, body: float) -> bool:
     last = block[-1]
     if _is_row(last) or _is_row(line):
-        return _is_row(last) and _is_row(line) and _aligned(block[0], line)
+        return _is_row(last) and _is_row(line) and 0 < last.y - line.y < ROW_DROP * max(line.size, last.size)
     if _heading(line, body) or _heading(last, body):
         return _heading(line, body) and _heading(last, body) and abs(line.size - last.size) < 0.5
     led = _LED.match(line.text)
@@ -163,6 +162,8 @@ def _continues(block: list[Line], line: Line, body: float) -> bool:
     if is_marker(last.text):
         return True
     drop = last.y - line.y
+    if len(block) > 1 and abs(drop - (block[-2].y - last.y)) < 0.1 * drop < 0.3 * line.size:
+        return True  # widely spaced lines, all the same distance apart
     return 0 < drop < max(line.size, last.size) * 1.6
 
 
@@ -173,11 +174,6 @@ def _runs_on(text: str) -> bool:
 
 def _is_row(line: Line) -> bool:
     return len(line.cells) >= 2 and not is_marker(line.cells[0].text)
-
-
-def _aligned(header: Line, line: Line) -> bool:
-    near = sum(any(run.over(head) for head in header.cells) for run in line.cells)
-    return near >= 2 and near == len(line.cells)
 
 
 def _heading(line: Line, body: float) -> bool:
@@ -192,7 +188,7 @@ def is_marker(text: str) -> bool:
 def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[int]) -> None:
     text = " ".join(line.text for line in block)
     if _is_row(block[0]) and len(block) > 1:
-        outline.table([_cells(block[0], line) for line in block])
+        _add_rows(block, outline)
     elif _heading(block[0], body):
         outline.heading(1 + sizes.index(round(block[0].size)), text)
     elif is_marker(block[0].cells[0].text) and (len(block) > 1 or len(block[0].cells) > 1):
@@ -209,17 +205,16 @@ def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[i
         outline.paragraph(_unhyphenated(block))
 
 
-def _cells(header: Line, line: Line) -> list[str]:
-    row = [""] * len(header.cells)
-    for run in line.cells:
-        nearest = min(range(len(header.cells)), key=lambda index: _distance(header.cells[index], run))
-        row[nearest] = f"{row[nearest]} {run.text}".strip()
-    return row
-
-
-def _distance(head: Run, run: Run) -> float:
-    """How far a cell is from a column: nothing below its heading, else between their nearest edges."""
-    return 0.0 if abs(head.x - run.x) < 6 else max(head.x - run.right, run.x - head.right, 0.1)
+def _add_rows(block: Sequence[Line], outline: Outline) -> None:
+    rows = grid(block)
+    if rows is None:
+        outline.paragraph(_unhyphenated(block))
+    elif has_header(block, rows):
+        outline.table(rows)
+    else:  # a form, or a table without headings: its rows are kept as they stand
+        outline.count("tables")
+        for row in rows:
+            outline.line(" ".join(cell for cell in row if cell))
 
 
 def _unhyphenated(block: Sequence[Line]) -> str:
