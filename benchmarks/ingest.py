@@ -99,7 +99,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
         with Reader(settings) as reader:
             for path, kind in files:
                 began = time.monotonic()
-                chunks += _one(path, kind, outcomes.setdefault(kind, Outcome()), (reader, settings.chunk_tokens))
+                chunks += _one(
+                    path, kind, outcomes.setdefault(kind, Outcome()), (reader, settings.chunk_tokens)
+                )
                 spent = time.monotonic() - began
                 seconds += spent
                 longest = max(longest, spent)

@@ -132,4 +132,6 @@ def _defines_entities(content: bytes, what: str) -> bool:
         content = content.decode("utf-16", "replace").encode()
     # Office files never name a document type; EPUB and old OpenDocument files do, without an inner subset
     strict = what in ("DOCX", "PPTX", "XLSX")
-    return re.search(rb"<!(?:ENTITY|DOCTYPE)" if strict else rb"<!ENTITY|<!DOCTYPE[^>]*\[", content) is not None
+    return (
+        re.search(rb"<!(?:ENTITY|DOCTYPE)" if strict else rb"<!ENTITY|<!DOCTYPE[^>]*\[", content) is not None
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import PurePath
 
 from core.errors import DocumentError
@@ -113,7 +114,7 @@ def decode(data: bytes) -> str:
 def decoded(data: bytes) -> tuple[str, int]:
     """Bytes to text, and how many bytes had to be repaired or dropped.
 
-    UTF-8, UTF-16 and UTF-32 with their mark, else the encoding that charset-normalizer finds in longer texts,
+    UTF-8, UTF-16 and UTF-32 with their mark, UTF-16 without it where half of the bytes are NUL, else the encoding that charset-normalizer finds in longer texts,
     else Windows-1252. Raises DocumentError for NUL bytes, surrogates and bytes that are no known text.
     """
     for mark, name in _MARKS:
@@ -124,6 +125,10 @@ def decoded(data: bytes) -> tuple[str, int]:
                 label = name.upper()
                 raise DocumentError(f"The file is broken {label} text.", "Save it again as UTF-8.") from None
     if b"\0" in data:
+        name = _unmarked(data[:SAMPLE])
+        if name:
+            with suppress(UnicodeDecodeError):
+                return data.decode(name), 0
         raise DocumentError("The file holds NUL bytes, so it is not a text file.", "Save it as UTF-8 text.")
     try:
         return data.decode("utf-8-sig"), 0
@@ -142,6 +147,14 @@ def decoded(data: bytes) -> tuple[str, int]:
         except (UnicodeDecodeError, LookupError):
             continue
     raise DocumentError("The file's encoding is unknown.", "Save it again as UTF-8.")
+
+
+def _unmarked(data: bytes) -> str:
+    """UTF-16 without its mark shows: in European text every other byte is NUL. "" for anything else."""
+    first, second = data[0::2].count(0), data[1::2].count(0)
+    if b"\0\0" in data or max(first, second) < 0.7 * len(data) / 2 or min(first, second) > 0:
+        return ""
+    return "utf-16-be" if first > second else "utf-16-le"
 
 
 def _guess(data: bytes) -> str:

@@ -177,7 +177,9 @@ def _flat(item: Any) -> bool:
 
 
 def _words(value: Any) -> str:
-    return "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return (
+        "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    )
 
 
 _PARSERS: dict[str, Callable[[bytes, Outline], None]] = {

@@ -19,7 +19,7 @@ def read_eml(data: bytes, outline: Outline) -> None:
     """A mail as RFC 5322 has it; the plain text is preferred to the HTML version."""
     from email import message_from_bytes, policy
 
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:100]:
         data = decode(data).encode()
     message = message_from_bytes(data.lstrip(), policy=policy.default)
     if not any(message.get(name) for name in ("From", "To", "Subject", "Date", "Message-ID", "Received")):

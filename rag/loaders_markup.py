@@ -176,7 +176,9 @@ def read_epub(data: bytes, outline: Outline) -> None:
             if "META-INF/encryption.xml" in archive.namelist() and b"xmlenc#aes" in archive.read(
                 "META-INF/encryption.xml"
             ):
-                raise DocumentError("The book is encrypted.", "Only books without copy protection can be read.")
+                raise DocumentError(
+                    "The book is encrypted.", "Only books without copy protection can be read."
+                )
             chapters = _spine(archive)
             for name in chapters:
                 read_html(archive.read(name), outline)

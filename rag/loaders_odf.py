@@ -16,7 +16,16 @@ from rag.outline import Outline
 from rag.xml import attribute, local, parse_xml
 
 MAX_REPEAT = 200  # empty rows and cells are declared by the million
-_SKIP = {"annotation", "tracked-changes", "sequence-decls", "forms", "desc", "title", "notes", "table-of-content"}
+_SKIP = {
+    "annotation",
+    "tracked-changes",
+    "sequence-decls",
+    "forms",
+    "desc",
+    "title",
+    "notes",
+    "table-of-content",
+}
 
 
 def read_odf(data: bytes, outline: Outline) -> None:
@@ -28,7 +37,9 @@ def read_odf(data: bytes, outline: Outline) -> None:
                 raise DocumentError("The file is encrypted and needs a password.", "Save a copy without one.")
             root = parse_xml(archive.read("content.xml"), "OpenDocument")
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DocumentError(f"The OpenDocument file is broken: {first_line(error)}.", "Save it again.") from error
+        raise DocumentError(
+            f"The OpenDocument file is broken: {first_line(error)}.", "Save it again."
+        ) from error
     body = next((node for node in root if local(node) == "body"), None)
     for part in body if body is not None else ():
         _blocks(part, outline)

@@ -58,7 +58,9 @@ def _shape(shape: Any, outline: Outline, depth: int) -> None:
         numbered = 0
         for paragraph in shape.text_frame.paragraphs:
             properties = paragraph._p.pPr
-            kinds = {child.tag.rpartition("}")[2] for child in properties} if properties is not None else set()
+            kinds = (
+                {child.tag.rpartition("}")[2] for child in properties} if properties is not None else set()
+            )
             numbered = numbered + 1 if "buAutoNum" in kinds else 0
             if kinds & {"buChar", "buAutoNum"} or paragraph.level or _is_body(shape, kinds):
                 outline.item(paragraph.text, numbered or None)
@@ -169,4 +171,3 @@ def _cell(cell: Any) -> str:
     if isinstance(value, datetime.datetime):
         return re.sub(r" 00:00:00$", "", value.isoformat(" ", "seconds"))
     return str(value)
-

@@ -40,7 +40,9 @@ def read_pdf(data: bytes, outline: Outline) -> None:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         if "password" in str(error).lower() or "security" in str(error).lower():
-            raise DocumentError("The PDF is encrypted and needs a password.", "Save a copy without one.") from None
+            raise DocumentError(
+                "The PDF is encrypted and needs a password.", "Save a copy without one."
+            ) from None
         raise DocumentError(f"The PDF is broken: {first_line(error)}.", "Save it again as PDF.") from None
     if len(document) > MAX_PAGES:
         raise DocumentError(f"The PDF has more than {MAX_PAGES:,} pages.", "Split it.")

@@ -134,7 +134,9 @@ class Outline:
             raise DocumentError("No text was found in this document.")
         if self._empty:
             raise AssertionError("a block opens the text with the title")
-        return Extracted(self._kind, self._title, "".join(self._parts), tuple(self._sections), dict(self._quality))
+        return Extracted(
+            self._kind, self._title, "".join(self._parts), tuple(self._sections), dict(self._quality)
+        )
 
     def _block(self, text: str, ending: str) -> None:
         if not any(char.isalnum() for char in text):
