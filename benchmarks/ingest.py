@@ -1,11 +1,11 @@
 """Documents of every format: how many are read, how much of their text is recovered, how fast.
 
-Files of known endings below DIR are read by the jailed reader, one by one. Where a folder `groundtruth` beside
-`sources` holds `NAME.md`, the share of its words that are recovered in order is measured: the longest common
-subsequence of the two word lists over the length of the ground truth, computed bit-parallel (Hyyrö 2004,
-"Bit-parallel LCS-length computation revisited"). Markup does not count as words, and a table counts as what it
-says: each row's cells with their column's header, which is how documents are stored here; the row "raw order"
-leaves the ground truth's tables as they are.
+Files of known endings below DIR are read by the jailed reader, one by one. Where a folder `groundtruth`
+beside `sources` holds `NAME.md`, the share of its words that are recovered in order is measured: the longest
+common subsequence of the two word lists over the length of the ground truth, computed bit-parallel (Hyyrö
+2004, "Bit-parallel LCS-length computation revisited"). Markup does not count as words, and a table counts as
+what it says: each row's cells with their column's header, which is how documents are stored here; the row
+"raw order" leaves the ground truth's tables as they are.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     """
     ALTER TABLE documents ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';   -- JSON: counts of rag.quality
-    ALTER TABLE documents ADD COLUMN text_hash TEXT NOT NULL DEFAULT '';   -- the same for files with the same text
+    ALTER TABLE documents ADD COLUMN text_hash TEXT NOT NULL DEFAULT '';   -- alike where the text is
     CREATE INDEX documents_text_hash ON documents(text_hash);
     CREATE TABLE sources (                   -- what a synchronised folder held when it was last looked at
         root TEXT NOT NULL,                  -- the folder, absolute

@@ -114,8 +114,9 @@ def decode(data: bytes) -> str:
 def decoded(data: bytes) -> tuple[str, int]:
     """Bytes to text, and how many bytes had to be repaired or dropped.
 
-    UTF-8, UTF-16 and UTF-32 with their mark, UTF-16 without it where half of the bytes are NUL, else the encoding that charset-normalizer finds in longer texts,
-    else Windows-1252. Raises DocumentError for NUL bytes, surrogates and bytes that are no known text.
+    UTF-8, UTF-16 and UTF-32 with their mark, UTF-16 without it where half of the bytes are NUL, else the
+    encoding that charset-normalizer finds in longer texts, else Windows-1252.
+    Raises DocumentError for NUL bytes, surrogates and bytes that are no known text.
     """
     for mark, name in _MARKS:
         if data.startswith(mark):

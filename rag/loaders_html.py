@@ -124,7 +124,7 @@ def _html_table(table: Any, outline: Outline) -> None:
 
 
 def _grid(rows: list[list[Any]]) -> list[list[str]]:
-    """Cells in their columns: one that spans rows is repeated in each, one that spans columns in the header."""
+    """Cells in their columns: one over several rows is repeated, one over several columns in the header."""
     grid: list[list[str]] = []
     hanging: dict[int, tuple[int, str]] = {}  # column: rows still to fill, and the text
     for row in rows:

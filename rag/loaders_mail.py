@@ -1,4 +1,4 @@
-"""Mail into an outline: subject as title, who wrote when to whom, then the text. Attachments are only named."""
+"""Mail into an outline: subject as title, who wrote when to whom, the text. Attachments are only named."""
 
 from __future__ import annotations
 
@@ -87,13 +87,14 @@ def read_msg(data: bytes, outline: Outline) -> None:
     try:
         message = Message.load(io.BytesIO(data))
         subject, sender, sent = message.subject, message.sender, message.sent_date
-        to = ", ".join(f"{one.name} <{one.email_address}>" for one in message.recipients)
+        to = ", ".join(f"{one.name} <{one.email_address}>" for one in message.recipients if one.email_address)
         plain, html = message.body, message.html_body
         kind = str(message.message_class or "")
         names = [one.file_name for one in message.attachments]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise DocumentError(f"The MSG file is broken: {first_line(error)}.", "Save it again.") from error
-    if kind.startswith(("IPM.Note.SMIME", "IPM.Note.rpmsg")) or "message.rpmsg" in names:
+    sealed = any(str(name).lower().endswith((".rpmsg", ".pgp-encrypted", ".p7m")) for name in names)
+    if kind.startswith(("IPM.Note.SMIME", "IPM.Note.rpmsg")) or (sealed and not (plain or html)):
         raise DocumentError("The message is encrypted.", "Save a copy that is not protected.")
     if not (plain or html):
         raise DocumentError("No text was found in this message.", "Save it again as .eml.")

@@ -61,12 +61,7 @@ def _rst(parent: Any, outline: Outline, level: int, nodes: Any) -> None:
         elif isinstance(node, nodes.title):
             outline.heading(min(max(level, 1), 9), node.astext())
         elif isinstance(node, nodes.list_item):
-            ordered = isinstance(parent, nodes.enumerated_list)
-            number = parent.get("start", 1) + parent.index(node) if ordered else None
-            first = node.children[0] if node.children else None
-            if isinstance(first, nodes.paragraph):
-                outline.item(first.astext(), number)
-                node.remove(first)
+            _rst_item(node, outline, nodes)
             _rst(node, outline, level, nodes)
         elif isinstance(node, nodes.table):
             _rst_table(node, outline, nodes)
@@ -81,6 +76,16 @@ def _rst(parent: Any, outline: Outline, level: int, nodes: Any) -> None:
             outline.paragraph(node.astext())
         elif isinstance(node, nodes.Element):
             _rst(node, outline, level, nodes)
+
+
+def _rst_item(node: Any, outline: Outline, nodes: Any) -> None:
+    """A list item's first paragraph; what follows it are blocks of their own."""
+    parent = node.parent
+    ordered = isinstance(parent, nodes.enumerated_list)
+    first = node.children[0] if node.children else None
+    if isinstance(first, nodes.paragraph):
+        outline.item(first.astext(), parent.get("start", 1) + parent.index(node) if ordered else None)
+        node.remove(first)
 
 
 def _rst_table(node: Any, outline: Outline, nodes: Any) -> None:
@@ -99,7 +104,7 @@ def _accept_unknown_markup() -> None:
     from docutils import nodes
     from docutils.parsers.rst import Directive, directives, roles
 
-    class Unknown(Directive):
+    class Unknown(Directive):  # type: ignore[misc]
         has_content = True
         optional_arguments = 100
         final_argument_whitespace = True
@@ -108,7 +113,7 @@ def _accept_unknown_markup() -> None:
             box = nodes.container()
             if self.arguments and self.name not in ("toctree", "code-block", "highlight", "image", "figure"):
                 box += nodes.paragraph("", " ".join(self.arguments))
-            if self.name in ("toctree", "highlight", "index", "currentmodule", "module"):
+            if self.name in ("raw", "toctree", "highlight", "index", "currentmodule", "module"):
                 return []
             if self.name in ("code-block", "sourcecode", "math", "testcode", "prompt", "parsed-literal"):
                 return [nodes.literal_block("", "\n".join(self.content))]
@@ -121,10 +126,10 @@ def _accept_unknown_markup() -> None:
         return [nodes.inline(raw, shown)], []
 
     find_directive, find_role = _originals(directives, roles)
-    directives.directive = lambda name, language, document: (  # type: ignore[assignment]
+    directives.directive = lambda name, language, document: (
         find_directive(name, language, document) if _known(name, directives) else (Unknown, [])
     )
-    roles.role = lambda name, language, number, reporter: (  # type: ignore[assignment]
+    roles.role = lambda name, language, number, reporter: (
         find_role(name, language, number, reporter) if name in roles._role_registry else (role, [])
     )
 

@@ -145,9 +145,7 @@ def _text(node: Any) -> str:
             parts += [" ", _text(child)]
         elif name == "note":
             parts += [f" ({_text(body).strip()})" for body in child if local(body) == "note-body"]
-        elif name != "frame" and name not in _SKIP:
-            parts.append(_text(child))
-        elif name == "frame" and local(node) in ("list-item", "frame"):
+        elif name not in _SKIP and (name != "frame" or local(node) in ("list-item", "frame")):
             parts.append(_text(child))
         parts.append(child.tail or "")
     return "".join(parts)

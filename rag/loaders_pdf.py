@@ -1,4 +1,4 @@
-"""PDF into an outline by PDFium, the engine of Chromium's viewer: the text layer, or OCR for scanned pages."""
+"""PDF into an outline by PDFium, the engine of Chromium's viewer: the text layer, or OCR for scans."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def _read(document: Any, outline: Outline) -> None:
                 scanned += 1
                 runs = ocr.runs(page)
                 outline.count("ocr_pages", bool(runs))
+                outline.count("unread_scans", not runs)
         except pypdfium2.PdfiumError:
             outline.count("broken_pages")
             runs = []

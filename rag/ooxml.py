@@ -1,4 +1,4 @@
-"""Office files saved as "Strict Open XML" under the names that every library knows (ISO/IEC 29500, part 4)."""
+"""Office files saved as "Strict Open XML" under the usual names (ISO/IEC 29500, part 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a PDF page into a table: columns are found where the cells of several lines stand above each other."""
+"""Rows of a PDF page into a table: columns are where the cells of several lines stand above each other."""
 
 from __future__ import annotations
 

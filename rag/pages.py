@@ -29,7 +29,7 @@ _LED = re.compile(r"(?:[•●○■□▪◦‣➢✓]|[-–*](?=\s)|(\d{1,3})[
 
 @dataclass(frozen=True)
 class Run:
-    """A piece of text with the position of its left baseline, its type size and its right edge (0: unknown)."""
+    """A piece of text with the position of its left baseline, its type size and right edge (0: unknown)."""
 
     text: str
     x: float
@@ -212,7 +212,7 @@ def _add_rows(block: Sequence[Line], outline: Outline) -> None:
     elif has_header(block, rows):
         outline.table(rows)
     else:  # a form, or a table without headings: its rows are kept as they stand
-        outline.count("tables")
+        outline.count("lost_tables")
         for row in rows:
             outline.line(" ".join(cell for cell in row if cell))
 

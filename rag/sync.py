@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.db import now_ms
 from core.errors import DocumentError
 from rag.documents import SYNCED, DocumentStore, display_name
 from rag.files import below
@@ -96,6 +97,7 @@ class _Run:
             self.sources.put(kept)
             self._keep(kept)
             return
+        began = now_ms()
         ids: list[str] = []
         errors: list[str] = []
         for taken in take(self.store, path.name, data, SYNCED, self.reader):
@@ -103,7 +105,7 @@ class _Run:
                 errors.append(f"{taken.name}: {taken.error}" if taken.name != path.name else str(taken.error))
                 continue
             ids.append(taken.document.id)
-            if taken.document.status == "pending":
+            if taken.document.created_at >= began:
                 self.changes.added.append(taken.document.id)
                 self.report(f"added      {taken.document.name}")
         self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), reader_version()), errors)
