@@ -19,6 +19,7 @@ __all__ = ["read_docx", "read_pptx", "read_xlsx"]
 
 MAX_CELLS = 2_000_000
 MAX_GROUPS = 20
+LARGE = 1 << 20  # bytes of a workbook, or cells of its area, beyond which it is read row by row
 BROKEN = (KeyError, ValueError, AttributeError, IndexError, TypeError, SyntaxError, zipfile.BadZipFile)
 
 
@@ -103,24 +104,22 @@ def _chart(chart: Any, outline: Outline) -> None:
 def read_xlsx(data: bytes, outline: Outline) -> None:
     """Excel: one section per sheet, formulas as their last computed values; only real cells are read.
 
-    Blank rows part tables. A row with one cell above a table is its caption. Merged cells count once.
+    Blank rows part tables. A row with one cell above a table is its caption. In workbooks up to LARGE bytes
+    merged cells are repeated downwards and comments kept; larger ones are read row by row without them.
     """
     check_package(data, "xl/workbook.xml", "XLSX")
-    import openpyxl
-
     try:
-        book = openpyxl.load_workbook(
-            io.BytesIO(transitional(data)), read_only=True, data_only=True, keep_links=False
-        )
         left = MAX_CELLS
-        for sheet in book.worksheets:
-            sheet.reset_dimensions()  # what the file says of its size may be far more than there is
+        for sheet in _workbook(transitional(data)).worksheets:
             outline.heading(1, sheet.title)
             outline.count("pages")
             before = outline.length
+            merged = _merged(sheet)
             block: list[list[str]] = []
-            for cells in sheet.iter_rows():
-                row = [_cell(cell) for cell in cells]
+            notes: list[str] = []
+            for y, cells in enumerate(sheet.iter_rows(), 1):
+                row = [_cell(cell) or merged.get((y, x), "") for x, cell in enumerate(cells, 1)]
+                notes += _comments(cells)
                 left -= len(row)
                 if left < 0:
                     raise DocumentError(f"The workbook has more than {MAX_CELLS:,} cells.", "Split it.")
@@ -130,9 +129,40 @@ def read_xlsx(data: bytes, outline: Outline) -> None:
                     _island(block, outline)
                     block = []
             _island(block, outline)
+            for note in notes:
+                outline.line(note)
             outline.count("empty_pages", outline.length == before)
     except (*BROKEN, zipfile.error, EOFError) as error:
         raise DocumentError(f"The XLSX file is broken: {first_line(error)}.", "Save it again.") from error
+
+
+def _workbook(data: bytes) -> Any:
+    """The workbook; one that is large, or that has cells far apart, is opened for reading row by row."""
+    import openpyxl
+
+    if len(data) <= LARGE:
+        book = openpyxl.load_workbook(io.BytesIO(data), data_only=True, keep_links=False)
+        if sum(sheet.max_row * sheet.max_column for sheet in book.worksheets) <= LARGE:
+            return book
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # what the file says of its size may be far more than there is
+    return book
+
+
+def _merged(sheet: Any) -> dict[tuple[int, int], str]:
+    """Text by (row, column), from 1, of the cells that hang below the first of a merged range."""
+    texts: dict[tuple[int, int], str] = {}
+    for area in getattr(sheet, "merged_cells", None) or ():
+        text = _cell(sheet.cell(area.min_row, area.min_col))
+        for y in range(area.min_row + 1, min(area.max_row, sheet.max_row) + 1):
+            texts[y, area.min_col] = text
+    return texts
+
+
+def _comments(cells: Any) -> list[str]:
+    found = ((cell.coordinate, cell.comment) for cell in cells if getattr(cell, "comment", None))
+    return [f"Comment on {place}: {comment.text}" for place, comment in found]
 
 
 def _island(rows: list[list[str]], outline: Outline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from email.message import EmailMessage
+from pathlib import Path
 
 import pytest
 
@@ -59,8 +60,8 @@ def workbook(far: bool = False) -> bytes:
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = "Stock"
-    for row in (["Counted in May"], ["Part", "Left", "Share"], ["Bolt", 12, 0.5], ["Nut", 7.25, 0.25]):
-        sheet.append(row)
+    for cells in (["Counted in May"], ["Part", "Left", "Share"], ["Bolt", 12, 0.5], ["Nut", 7.25, 0.25]):
+        sheet.append(cells)
     for row in (3, 4):
         sheet.cell(row, 3).number_format = "0%"
     sheet["A7"], sheet["B7"], sheet["A8"], sheet["B8"] = "Depot", "City", "North", "Bergen"
@@ -82,6 +83,24 @@ def test_xlsx() -> None:
     ]
 
 
+def test_xlsx_merged_cells_are_repeated_downwards_and_comments_kept() -> None:
+    import openpyxl
+    from openpyxl.comments import Comment
+
+    book = openpyxl.Workbook()
+    for cells in (["Line", "Stop"], ["7", "Harbour"], [None, "Market"]):
+        book.active.append(cells)
+    book.active.merge_cells("A2:A3")
+    book.active["B2"].comment = Comment("Closed in winter.", "Ann")
+    target = io.BytesIO()
+    book.save(target)
+    assert lines(extract("s.xlsx", target.getvalue()))[1:] == [
+        "Line: 7; Stop: Harbour.",
+        "Line: 7; Stop: Market.",
+        "Comment on B2: Closed in winter.",
+    ]
+
+
 def test_a_sheet_as_large_as_excel_allows_is_read_by_its_real_cells() -> None:
     assert lines(extract("stock.xlsx", workbook(far=True)))[-1] == "corner"
 
@@ -89,7 +108,8 @@ def test_a_sheet_as_large_as_excel_allows_is_read_by_its_real_cells() -> None:
 def test_docx_keeps_what_python_docx_leaves_out() -> None:
     body = f"""<w:document {W}><w:body>
     <w:sdt><w:sdtContent><w:p><w:r><w:t>In a control.</w:t></w:r></w:p></w:sdtContent></w:sdt>
-    <w:p><w:ins><w:r><w:t>Put in.</w:t></w:r></w:ins><w:del><w:r><w:delText>Taken out.</w:delText></w:r></w:del>
+    <w:p><w:ins><w:r><w:t>Put in.</w:t></w:r></w:ins>
+    <w:del><w:r><w:delText>Taken out.</w:delText></w:r></w:del>
     <w:r><w:rPr><w:vanish/></w:rPr><w:t>secret order</w:t></w:r></w:p>
     <w:p><w:r><w:t>Beside.</w:t></w:r><w:r><w:pict><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p>
     </w:txbxContent></w:pict></w:r></w:p></w:body></w:document>"""
@@ -178,7 +198,7 @@ Pump   9 EUR
     assert "Part: Pump; Price: 9 EUR." in text
     assert "a = 1" in text
     assert "steal" not in done.text
-    assert open("/etc/hostname").read().strip() not in done.text
+    assert Path("/etc/hostname").read_text().strip() not in done.text
     assert "Setup" in [section.heading for section in done.sections]
 
 

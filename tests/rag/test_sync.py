@@ -12,8 +12,10 @@ from core.settings import Settings
 from rag import sync as module
 from rag.documents import DocumentStore
 from rag.ingest import Ingestor
+from rag.intake import take
 from rag.reader import Reader
 from rag.retrieve import Retriever
+from rag.sources import SourceStore
 from rag.sync import Changes, sync
 from tests.rag.files import archive
 
@@ -71,7 +73,7 @@ def test_touched_but_equal_files_are_not_parsed(
 ) -> None:
     run(store, folder, reader)
     os.utime(folder / "a.md", ns=(1, 1))
-    monkeypatch.setattr(module, "take", lambda *rest: pytest.fail("it was taken again"))
+    monkeypatch.setattr("rag.sync.take", lambda *rest: pytest.fail("it was taken again"))
     assert not run(store, folder, reader).touched
 
 
@@ -125,7 +127,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.SourceStore, "orphans", die)
+        patch.setattr(SourceStore, "orphans", die)
         with pytest.raises(Killed):
             run(store, folder, reader)
     assert titles(store) >= {"Apples", "Apricots"}
@@ -138,13 +140,12 @@ def test_a_refusal_is_tried_again_by_another_reader(
 ) -> None:
     run(store, folder, reader)
     seen: list[str] = []
-    plain = module.take
 
     def watch(store: DocumentStore, name: str, *rest: object) -> object:
         seen.append(name)
-        return plain(store, name, *rest)  # type: ignore[arg-type]
+        return take(store, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "take", watch)
+    monkeypatch.setattr("rag.sync.take", watch)
     monkeypatch.setattr(module, "READER", "2")
     run(store, folder, reader)
     assert seen == ["bad.pdf"]
