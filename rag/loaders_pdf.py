@@ -10,7 +10,8 @@ from typing import Any
 from core.errors import DocumentError, first_line
 from rag.ocr import NOT_INSTALLED, Ocr
 from rag.outline import Outline
-from rag.pages import Run, is_marker, lay_out
+from rag.page_lines import Run, is_marker
+from rag.pages import lay_out
 
 MAX_PAGES = 2_000
 MAX_CHARS = 400_000  # on one page; PDFium lays out what a bomb unpacks to

@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import Any
 
-from rag.pages import Run
+from rag.page_lines import Run
 
 DPI = 300
 SECONDS = 45.0  # for all pages of a document; the reader's own limit is 60

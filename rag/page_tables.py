@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rag.pages import Line, Run
+from rag.page_lines import Line, Run
 
 CLEAR = 0.8  # share of cells that must stand in one column alone
 TOUCH = 1.0  # points by which neighbours may overlap

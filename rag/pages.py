@@ -9,57 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from statistics import median
 
 from rag.outline import Outline
+from rag.page_lines import MARKER, Line, Run, is_marker
 from rag.page_tables import grid, has_header
 from rag.words import one_line
 
 _PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
 _BARE_NUMBER = re.compile(r"[-–]?\s*\d{1,4}\s*[-–]?")
-_MARKER = re.compile(r"(\d{1,3})[.)]?|[•●○■□▪◦‣➢✓–*-]|")
 _LEFTWARDS = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 ROW_DROP = 4.0  # of the type size: rows further apart belong to different tables
 BACK = 4  # rows: cells of several lines come one after another, but so do text boxes side by side
 EDGE = 4  # lines from the top or bottom in which running headers and footers are looked for
 _LED = re.compile(r"(?:[•●○■□▪◦‣➢✓]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A piece of text with the position of its left baseline, its type size and right edge (0: unknown)."""
-
-    text: str
-    x: float
-    y: float
-    size: float
-    bold: bool
-    right: float = 0.0
-
-
-@dataclass(frozen=True)
-class Line:
-    """Runs on one baseline, left to right."""
-
-    cells: tuple[Run, ...]
-
-    @cached_property
-    def text(self) -> str:
-        """The line's words."""
-        return one_line(" ".join(run.text for run in self.cells))
-
-    @cached_property
-    def size(self) -> float:
-        """Its largest type size; the bullet or number before an item does not count."""
-        words = [run.size for run in self.cells if not is_marker(run.text)]
-        return max(words, default=self.cells[0].size)
-
-    @property
-    def y(self) -> float:
-        """Height of its baseline."""
-        return self.cells[0].y
 
 
 def lay_out(pages: Sequence[Sequence[Run]], outline: Outline) -> None:
@@ -180,11 +143,6 @@ def _heading(line: Line, body: float) -> bool:
     return line.size > body * 1.15 and not is_marker(line.text) and len(line.text) <= 120
 
 
-def is_marker(text: str) -> bool:
-    """Whether a run is the bullet or number before a list item."""
-    return _MARKER.fullmatch(one_line(text)) is not None
-
-
 def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[int]) -> None:
     text = " ".join(line.text for line in block)
     if _is_row(block[0]) and len(block) > 1:
@@ -192,7 +150,7 @@ def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[i
     elif _heading(block[0], body):
         outline.heading(1 + sizes.index(round(block[0].size)), text)
     elif is_marker(block[0].cells[0].text) and (len(block) > 1 or len(block[0].cells) > 1):
-        marker = _MARKER.fullmatch(one_line(block[0].cells[0].text))
+        marker = MARKER.fullmatch(one_line(block[0].cells[0].text))
         rest = " ".join(run.text for line in block for run in line.cells[line is block[0] :])
         outline.item(rest, int(marker[1]) if marker and marker[1] else None)
     elif led := _LED.match(text):
