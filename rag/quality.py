@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 _SENTENCES = {
     "empty_pages": ("{n} page without text", "{n} pages without text"),
-    "broken_pages": ("{n} page could not be read", "{n} pages could not be read"),
+    "broken_pages": ("{n} broken page", "{n} broken pages"),
     "ocr_pages": ("{n} scanned page read by OCR", "{n} scanned pages read by OCR"),
     "unread_scans": ("{n} scanned page not read (no OCR)", "{n} scanned pages not read (no OCR)"),
     "lost_tables": ("{n} table kept as plain lines", "{n} tables kept as plain lines"),
@@ -25,9 +25,9 @@ def warnings(report: str, duplicate_of: str = "") -> list[str]:
     found = []
     for key, (one, many) in _SENTENCES.items():
         if number := counts.get(key, 0):
-            text = (one if number == 1 else many).format(n=f"{number:,}")
-            of_all = f" of {pages:,}" if key in ("empty_pages", "broken_pages") and pages > 1 else ""
-            found.append(text.replace(" page", f"{of_all} page", 1) if of_all else text)
+            share = key in ("empty_pages", "broken_pages") and pages > 1
+            shown = f"{number:,} of {pages:,}" if share else f"{number:,}"
+            found.append((one if number == 1 and not share else many).format(n=shown))
     if duplicate_of:
         found.append(f"the same text as {duplicate_of}")
     return found

@@ -91,5 +91,5 @@ def test_the_same_text_in_another_file_is_named(store: DocumentStore, reader: Re
 
 def test_warnings_count_in_words() -> None:
     report = json.dumps({"pages": 3, "empty_pages": 1, "repaired": 1200, "tables": 4})
-    assert warnings(report) == ["1 of 3 page without text", "1,200 damaged characters"]
+    assert warnings(report) == ["1 of 3 pages without text", "1,200 damaged characters"]
     assert warnings("{}") == []
