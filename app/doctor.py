@@ -29,7 +29,6 @@ FLOORS = {
     "starlette": ("0.49.1", "CVE-2025-62727"),
     "python-multipart": ("0.0.22", "a published advisory"),
     "tornado": ("6.5.5", "CVE-2026-31958"),
-    "pypdf": ("6.10.2", "CVE-2026-40260"),
     "torch": ("2.10", "CVE-2026-24747"),
     "llama-cpp-python": ("0.3.17", "advisories of llama.cpp before build 9058"),
 }

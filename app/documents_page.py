@@ -14,7 +14,10 @@ from core.errors import NotFoundError, UnderstudyError
 from core.jobs import Job
 from rag.citations import safe_markdown
 from rag.documents import Document
-from rag.loaders import KINDS
+from rag.filetypes import KINDS
+from rag.intake import Taken, take
+from rag.quality import warnings
+from rag.reader import Reader
 
 LISTED = 100
 READ = 20_000  # characters of a document shown at once
@@ -47,9 +50,9 @@ def upload(parts: Resources) -> None:
         f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"
     ):
         outcomes: list[tuple[bool, str]] = []
-        with st.spinner("Reading the files"):
+        with st.spinner("Reading the files"), Reader(parts.settings) as reader:
             for file in files:
-                outcomes.append(_add(parts, file.name, file.getvalue()))
+                outcomes += _add(parts, file.name, file.getvalue(), reader)
         if any(accepted for accepted, _ in outcomes):
             parts.jobs.submit("ingest", once=True)
         st.session_state["upload_outcomes"] = outcomes
@@ -61,13 +64,16 @@ def upload(parts: Resources) -> None:
         )
 
 
-def _add(parts: Resources, name: str, data: bytes) -> tuple[bool, str]:
-    shown = safe_markdown(short(name, 80))
-    try:
-        document = parts.documents.add(name, data, "upload")
-    except UnderstudyError as error:
-        return False, f"**{shown}** was not added. {safe_markdown(str(error))}"
-    if document.status == "ready":
+def _add(parts: Resources, name: str, data: bytes, reader: Reader) -> list[tuple[bool, str]]:
+    """One outcome per file; an archive has as many as it holds files."""
+    return [_outcome(taken) for taken in take(parts.documents, name, data, "upload", reader)]
+
+
+def _outcome(taken: Taken) -> tuple[bool, str]:
+    shown = safe_markdown(short(taken.name, 80))
+    if taken.document is None:
+        return False, f"**{shown}** was not added. {safe_markdown(str(taken.error))}"
+    if taken.document.status == "ready":
         return True, f"**{shown}** is in the collection already."
     return True, f"**{shown}** was added and is being prepared for search."
 
@@ -132,7 +138,7 @@ def show_list(parts: Resources, documents: list[Document], *, counted: bool) -> 
         st.caption(f"{len(found) - LISTED} more; narrow the list by name.")
     if not documents:
         st.info(
-            "Nothing here yet. Add PDF, Word, HTML, Markdown, CSV or text files above.",
+            "Nothing here yet. Add PDF, Office, HTML, Markdown, mail, e-book or text files above.",
             icon=":material/upload:",
         )
 
@@ -149,6 +155,8 @@ def row(parts: Resources, document: Document) -> None:
                 st.caption(details(document))
             if document.error:
                 st.caption(safe_markdown(document.error))
+            if found := warnings(document.quality, document.same_as):
+                st.caption(f":material/report: {safe_markdown('; '.join(found))}")
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if document.status == "failed" and st.button("Retry", key=f"retry-{document.id}"):
                 retry(parts, document)

@@ -163,6 +163,23 @@ MIGRATIONS: tuple[str, ...] = (
         actor TEXT NOT NULL, action TEXT NOT NULL, detail TEXT NOT NULL, created_at INTEGER NOT NULL
     );
     """,
+    """
+    ALTER TABLE documents ADD COLUMN quality TEXT NOT NULL DEFAULT '{}';   -- JSON: counts of rag.quality
+    ALTER TABLE documents ADD COLUMN text_hash TEXT NOT NULL DEFAULT '';   -- alike where the text is
+    CREATE INDEX documents_text_hash ON documents(text_hash);
+    CREATE TABLE sources (                   -- what a synchronised folder held when it was last looked at
+        root TEXT NOT NULL,                  -- the folder, absolute
+        path TEXT NOT NULL,                  -- the file below it
+        bytes INTEGER NOT NULL,
+        modified_ns INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        hash TEXT NOT NULL,                  -- sha256 of the bytes; '' when they could not be read
+        documents TEXT NOT NULL,             -- JSON: ids; a ZIP archive has several
+        error TEXT NOT NULL DEFAULT '',      -- why the file was refused
+        reader TEXT NOT NULL,                -- what read it: a refusal is tried again by another reader
+        PRIMARY KEY (root, path)
+    );
+    """,
 )
 
 

@@ -7,6 +7,7 @@ Only chunks of ready documents are found. The same bytes are the same document, 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from dataclasses import dataclass
@@ -26,16 +27,27 @@ from rag.words import one_line
 
 _COLUMNS = """id, name, kind, bytes, origin, status, error, created_at, updated_at,
     substr(text, 1, instr(text || char(10), char(10)) - 1) AS title,
-    (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks"""
+    (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
+    COALESCE((SELECT other.name FROM documents AS other WHERE other.text_hash = documents.text_hash
+        AND other.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
+        ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as"""
 
 
+SYNCED = "sync"  # the origin of documents that live and die with a folder's files
 ChunkTexts = list[tuple[int, str]]
 Ids = list[int]
 
 
+class _ChangedError(DocumentError):
+    """A file was written to while it was read."""
+
+
 @dataclass(frozen=True)
 class Document:
-    """A stored document. `name` and `title` are display text, never paths; times are UTC milliseconds."""
+    """A stored document. `name` and `title` are display text, never paths; times are UTC milliseconds.
+
+    `quality` is JSON (see `rag.quality`), `same_as` names an older document with the same text, if any.
+    """
 
     id: str
     name: str
@@ -48,6 +60,8 @@ class Document:
     updated_at: int
     title: str
     chunks: int
+    quality: str = "{}"
+    same_as: str = ""
 
 
 Documents = list[Document]
@@ -67,12 +81,15 @@ class DocumentStore:
         Content that is stored already is returned as it is. `reader` may be shared between many calls.
         Raises DocumentError with the reason when the document is refused; nothing is stored then.
         """
-        self._check_size(len(data))
+        self.check_size(len(data))
         shown = display_name(name)
-        kind_of(shown, data)
+        if kind_of(shown, data) == "zip":
+            raise DocumentError("An archive is no document.", "Its files are added one by one.")
         document_id = hashlib.sha256(data).hexdigest()[:32]
         known = self.find(document_id)
         if known is not None and known.status != "failed":
+            if known.origin == SYNCED and origin != SYNCED:
+                self._keep(document_id, origin)
             return known
         if reader is None:
             with Reader(self.settings) as own:
@@ -87,8 +104,12 @@ class DocumentStore:
             write_bytes(inside(self.folder, document_id), data)
             _remove(connection, document_id)
             connection.execute(
-                "INSERT INTO documents VALUES (?,?,?,?,?,'pending','',?,?,?)",
-                (document_id, shown, extracted.kind, len(data), origin, extracted.text, now, now),
+                "INSERT INTO documents (id, name, kind, bytes, origin, status, error, text, created_at,"
+                " updated_at, quality, text_hash) VALUES (?,?,?,?,?,'pending','',?,?,?,?,?)",
+                (
+                    *(document_id, shown, extracted.kind, len(data), origin, extracted.text, now, now),
+                    *(json.dumps(extracted.quality), _text_hash(extracted.text)),
+                ),
             )
             connection.executemany(
                 'INSERT INTO chunks (document_id, ordinal, heading, page, start, "end", text, vector)'
@@ -102,7 +123,17 @@ class DocumentStore:
 
     def add_file(self, path: Path, origin: str, reader: Reader | None = None) -> Document:
         """`add` a regular file; links, pipes, devices and files that change meanwhile are refused."""
-        return self.add(path.name, self._read(path), origin, reader)
+        return self.add(path.name, self.read_file(path), origin, reader)
+
+    def read_file(self, path: Path) -> bytes:
+        """A regular file's bytes; one that changes meanwhile is tried once more.
+
+        Raises DocumentError for links, pipes, devices, large files and files that do not stand still.
+        """
+        try:
+            return self._read(path)
+        except _ChangedError:
+            return self._read(path)
 
     def _read(self, path: Path) -> bytes:
         try:
@@ -113,17 +144,18 @@ class DocumentStore:
             before = os.fstat(handle)
             if not stat.S_ISREG(before.st_mode):
                 raise DocumentError("This is not a regular file.")
-            self._check_size(before.st_size)
+            self.check_size(before.st_size)
             with os.fdopen(handle, "rb", closefd=False) as file:
                 data = file.read(before.st_size + 1)
             after = os.fstat(handle)
         finally:
             os.close(handle)
         if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-            raise DocumentError("The file changed while it was read.", "Try again when it is complete.")
+            raise _ChangedError("The file changed while it was read.", "Try again when it is complete.")
         return data
 
-    def _check_size(self, size: int) -> None:
+    def check_size(self, size: int) -> None:
+        """Raises DocumentError for an empty file and one above the setting upload_mb."""
         if size == 0:
             raise DocumentError("The file is empty.")
         if size > self.settings.upload_mb << 20:
@@ -220,6 +252,11 @@ class DocumentStore:
                 (reason, now_ms(), document_id),
             )
 
+    def _keep(self, document_id: str, origin: str) -> None:
+        """Somebody added by hand what a folder brought: from now on it stays when the folder loses it."""
+        with self.database.write() as connection:
+            connection.execute("UPDATE documents SET origin = ? WHERE id = ?", (origin, document_id))
+
     def delete(self, document_id: str, actor: str = "local") -> None:
         """Remove a document with its chunks, its search entries and its bytes (raises NotFoundError).
 
@@ -251,6 +288,12 @@ def display_name(name: str) -> str:
         return base or "untitled"
     ending = PurePath(base).suffix[:12]
     return base[: 200 - len(ending)] + ending
+
+
+def _text_hash(text: str) -> str:
+    """A hash of the words after the title, which may come from the file's name."""
+    body = text.partition("\n")[2]
+    return hashlib.sha256(" ".join(body.split()).encode()).hexdigest()[:32] if body.strip() else ""
 
 
 def _headline(title: str, heading: str) -> str:

@@ -19,12 +19,15 @@ from core.errors import Cancelled, ConflictError, DocumentError, UnderstudyError
 from core.files import owner_lock
 from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
-from rag.documents import Document, DocumentStore, display_name
+from rag.documents import Document, DocumentStore
 from rag.embed import Embedder
+from rag.files import below
 from rag.filetypes import KINDS
 from rag.index import Index
+from rag.intake import take_file
 from rag.passages import PassageStore
 from rag.reader import Reader
+from rag.sync import sync
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
 EMBED_STEP = 64
@@ -40,6 +43,14 @@ class Summary:
     added: int = 0
     unchanged: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
+    removed: int = 0
+
+    def join(self, other: Summary) -> None:
+        """Add another run's counts to this one."""
+        self.added += other.added
+        self.unchanged += other.unchanged
+        self.refused += other.refused
+        self.removed += other.removed
 
 
 class Ingestor:
@@ -105,19 +116,30 @@ class Ingestor:
     def _one(self, path: Path, origin: str, state: tuple[Reader, Summary, Report]) -> None:
         reader, summary, report = state
         began = now_ms()
-        try:
-            document = self.documents.add_file(path, origin, reader)
-        except DocumentError as error:
-            summary.refused.append((path.name, error.message))
-            report(f"refused    {display_name(path.name)}: {error}")
-            return
-        if document.status == "ready" or document.created_at < began:
-            summary.unchanged += 1
-            report(f"unchanged  {document.name}")
-        else:
-            self.process(document)
-            summary.added += 1
-            report(f"added      {document.name} ({document.chunks} passages)")
+        for taken in take_file(self.documents, path, origin, reader):
+            document = taken.document
+            if document is None:
+                reason = taken.error.message if taken.error else ""
+                summary.refused.append((taken.name, reason))
+                report(f"refused    {taken.name}: {taken.error}")
+            elif document.status == "ready" or document.created_at < began:
+                summary.unchanged += 1
+                report(f"unchanged  {document.name}")
+            else:
+                self.process(document)
+                summary.added += 1
+                report(f"added      {document.name} ({document.chunks} passages)")
+
+    def sync(self, folder: Path, report: Report) -> Summary:
+        """Make the documents those of the folder: see `rag.sync`. Nothing is loaded when nothing changed.
+
+        Raises ConflictError when another process is ingesting, DocumentError when the folder cannot be right.
+        """
+        with owner_lock(self.lock, "Reading documents"), Reader(self.settings) as reader:
+            changes = sync(self.documents, folder, reader, report)
+            if changes.touched or self.documents.pending():
+                self._process_pending()
+        return Summary(len(changes.added), changes.unchanged, changes.refused, changes.removed)
 
     def add_samples(self, report: Report | None = None) -> int:
         """Add the sample documents, once per data folder, so that a deleted sample stays deleted.
@@ -157,10 +179,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir() or path.is_symlink():
             yield path
             continue
-        for folder, folders, names in os.walk(path, followlinks=False):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            linked = [name for name in folders if (Path(folder) / name).is_symlink()]
-            yield from (Path(folder) / name for name in sorted([*names, *linked]) if not name.startswith("."))
+        yield from below(path)
 
 
 def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
@@ -194,6 +213,12 @@ def main(arguments: list[str] | None = None) -> int:
         " them. A file that is refused is named with the reason; stopping and repeating does no harm.",
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a file or a folder")
+    parser.add_argument(
+        "--sync",
+        action="store_true",
+        help="keep the documents in step with a folder: add what is new, update what changed, remove what is"
+        " gone; unchanged files are not read",
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--token", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -207,9 +232,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.job:
         _run_job(ingestor, options.job, options.token)
         return 0
-    summary = ingestor.ingest(options.paths, lambda line: print(line, flush=True))
-    print(f"{summary.added} added, {summary.unchanged} unchanged, {len(summary.refused)} refused.")
-    return 2 if summary.refused else 0
+    total = Summary()
+    if options.sync:
+        for path in options.paths:
+            total.join(ingestor.sync(path, _say))
+    else:
+        total = ingestor.ingest(options.paths, _say)
+    removed = f", {total.removed} removed" if options.sync else ""
+    print(f"{total.added} added, {total.unchanged} unchanged{removed}, {len(total.refused)} refused.")
+    return 2 if total.refused else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ units never run across blocks. A table row carries its headers: `Header: value; 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from core.errors import DocumentError
@@ -16,6 +17,9 @@ from rag.words import one_line
 
 MAX_TEXT = 5_000_000
 MAX_HEADING = 120
+REPEAT = 80  # characters from which a second copy of a block counts as a repetition
+# zero-width spaces, direction overrides and tag characters; joiners are left out, many scripts need them
+_HIDDEN = re.compile("[\u200b\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Extracted:
-    """A document's text and outline; all offsets are characters of `text`."""
+    """A document's text and outline; all offsets are characters of `text`.
+
+    `quality` counts what a reader should know about the extraction; `rag.quality` names its keys.
+    """
 
     kind: str
     title: str
     text: str
     sections: tuple[Section, ...]
+    quality: dict[str, int] = field(default_factory=dict)
 
 
 class Outline:
@@ -51,6 +59,19 @@ class Outline:
         self._page: int | None = None
         self._begin = 0
         self._empty = True
+        self._lone = (-1, 0)  # where the last heading starts, and its level
+        self._seen: set[int] = set()
+        self._quality: Counter[str] = Counter()
+
+    @property
+    def length(self) -> int:
+        """Characters collected so far."""
+        return self._length
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to the quality report (see `rag.quality` for what is counted)."""
+        if number:
+            self._quality[what] += number
 
     def page(self, number: int) -> None:
         """The blocks that follow stand on this page (from 1)."""
@@ -60,10 +81,12 @@ class Outline:
 
     def heading(self, level: int, text: str) -> None:
         """A heading of level 1 to 9; it closes the section before it."""
+        self._look(text)
         text = one_line(text)[:MAX_HEADING].strip()
         if not text:
             return
-        self._close()
+        self._close(level)
+        self._lone = (self._length, level)
         if self._empty:
             self._title, self._empty = text, False
             self._append(text, "\n\n")
@@ -76,21 +99,27 @@ class Outline:
 
     def paragraph(self, text: str) -> None:
         """Running text; several sentences are cut into units later."""
+        self._look(text)
         self._block(one_line(text), "\n\n")
 
     def item(self, text: str, number: int | None = None) -> None:
         """An item of a bulleted or numbered list."""
+        self._look(text)
         text = one_line(text)
         self._block(text and (f"{number}. {text}" if number is not None else f"- {text}"), "\n")
 
     def line(self, text: str) -> None:
         """A line that stands for itself, such as one of a listing."""
+        self._look(text)
         self._block(one_line(text), "\n")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """A table whose first row names the columns (a single row is taken as text)."""
+        for row in rows:
+            self._look(" ".join(row))
         cells = [[one_line(cell) for cell in row] for row in rows]
         cells = [row for row in cells if any(row)]
+        self.count("tables")
         if len(cells) < 2:
             for row in cells:
                 self.line(" ".join(row))
@@ -105,11 +134,17 @@ class Outline:
             raise DocumentError("No text was found in this document.")
         if self._empty:
             raise AssertionError("a block opens the text with the title")
-        return Extracted(self._kind, self._title, "".join(self._parts), tuple(self._sections))
+        return Extracted(
+            self._kind, self._title, "".join(self._parts), tuple(self._sections), dict(self._quality)
+        )
 
     def _block(self, text: str, ending: str) -> None:
         if not any(char.isalnum() for char in text):
             return
+        if len(text) >= REPEAT:
+            key = hash(text)
+            self.count("repeated", key in self._seen)
+            self._seen.add(key)
         if self._empty:
             self._empty = False
             self._append(self._title, "\n\n")
@@ -129,7 +164,16 @@ class Outline:
                 "Split it into smaller ones.",
             )
 
-    def _close(self) -> None:
+    def _look(self, text: str) -> None:
+        if not text.isascii():
+            self.count("hidden", len(_HIDDEN.findall(text)))
+            self.count("repaired", text.count("\ufffd"))
+
+    def _close(self, level: int = 0) -> None:
+        start, depth = self._lone
+        if self._begin == self._length > start >= 0 and level <= depth:
+            self._begin = start  # a heading with nothing below it, such as a slide's title, is text itself
+        self._lone = (-1, 0)
         if self._length > self._begin:
             path = " > ".join(name for _, name in self._path)
             self._sections.append(Section(path, self._begin, self._length, self._page))

@@ -9,55 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from rag.outline import Outline
+from rag.page_lines import MARKER, Line, Run, is_marker
+from rag.page_tables import grid, has_header
 from rag.words import one_line
 
 _PAGE_NUMBER = re.compile(r"(?:page|seite|p\.)\s*\d{1,4}(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
 _BARE_NUMBER = re.compile(r"[-–]?\s*\d{1,4}\s*[-–]?")
-_MARKER = re.compile(r"(\d{1,3})[.)]?|[•–▪◦*-]|")
-_LED = re.compile(r"(?:[•▪◦]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A piece of text with the position of its left baseline and its type size."""
-
-    text: str
-    x: float
-    y: float
-    size: float
-    bold: bool
-
-
-@dataclass(frozen=True)
-class Line:
-    """Runs on one baseline, left to right."""
-
-    cells: tuple[Run, ...]
-
-    @property
-    def text(self) -> str:
-        """The line's words."""
-        return one_line(" ".join(run.text for run in self.cells))
-
-    @property
-    def size(self) -> float:
-        """Its largest type size; the bullet or number before an item does not count."""
-        words = [run.size for run in self.cells if not _lone_marker(run.text)]
-        return max(words, default=self.cells[0].size)
-
-    @property
-    def y(self) -> float:
-        """Height of its baseline."""
-        return self.cells[0].y
-
-    @property
-    def columns(self) -> tuple[float, ...]:
-        """Left edges of its cells."""
-        return tuple(run.x for run in self.cells)
+_LEFTWARDS = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+ROW_DROP = 4.0  # of the type size: rows further apart belong to different tables
+BACK = 4  # rows: cells of several lines come one after another, but so do text boxes side by side
+EDGE = 4  # lines from the top or bottom in which running headers and footers are looked for
+_LED = re.compile(r"(?:[•●○■□▪◦‣➢✓]|[-–*](?=\s)|(\d{1,3})[.)](?=\s))\s*")
 
 
 def lay_out(pages: Sequence[Sequence[Run]], outline: Outline) -> None:
@@ -70,7 +35,7 @@ def lay_out(pages: Sequence[Sequence[Run]], outline: Outline) -> None:
     )
     for number, page in enumerate(lines, 1):
         outline.page(number)
-        kept = [line for line in page if (_blurred(line.text), round(line.y / 4)) not in repeated]
+        kept = [line for line in page if _place(line) not in repeated]
         for block in _blocks(kept, body):
             _add(block, outline, body, sizes)
 
@@ -81,12 +46,18 @@ def _lines(runs: Sequence[Run]) -> list[Line]:
     for run in runs:
         if not one_line(run.text) and not run.text.strip():
             continue
-        same = next((row for row in rows[-8:] if abs(row[0].y - run.y) < run.size * 0.4), None)
+        same = next((row for row in rows[-BACK:] if abs(row[0].y - run.y) < run.size * 0.4), None)
         if same is None:
             rows.append([run])
         else:
             same.append(run)
-    return [Line(tuple(sorted(row, key=lambda run: run.x))) for row in rows]
+    return [Line(tuple(_in_reading_order(row))) for row in rows]
+
+
+def _in_reading_order(row: list[Run]) -> list[Run]:
+    letters = "".join(run.text for run in row)
+    leftwards = len(_LEFTWARDS.findall(letters)) > len(letters) / 3
+    return sorted(row, key=lambda run: run.x, reverse=leftwards)
 
 
 def _without_page_numbers(lines: list[Line]) -> list[Line]:
@@ -106,11 +77,23 @@ def _blurred(text: str) -> str:
 
 
 def _repeated(pages: Sequence[Sequence[Line]]) -> set[tuple[str, int]]:
-    """Lines that stand at the same height of most pages: running headers and footers."""
-    counts = Counter(
-        key for page in pages for key in {(_blurred(line.text), round(line.y / 4)) for line in page}
-    )
-    return {key for key, count in counts.items() if count > max(1, len(pages) // 2)}
+    """Lines that stand at the same height near the edge of most pages: running headers and footers.
+
+    None when nothing else would be left of a page: then the pages themselves are alike.
+    """
+    counts = Counter(key for page in pages for key in {_place(line) for line in _edges(page)})
+    found = {key for key, count in counts.items() if count > max(1, len(pages) // 2)}
+    alike = any(page and all(_place(line) in found for line in page) for page in pages)
+    return set() if alike else found
+
+
+def _place(line: Line) -> tuple[str, int]:
+    return _blurred(line.text), round(line.y / 4)
+
+
+def _edges(page: Sequence[Line]) -> list[Line]:
+    byheight = sorted(page, key=lambda line: line.y)
+    return byheight[:EDGE] + byheight[-EDGE:]
 
 
 def _body_size(pages: Sequence[Sequence[Line]]) -> float:
@@ -133,15 +116,17 @@ def _blocks(lines: Sequence[Line], body: float) -> Iterator[list[Line]]:
 def _continues(block: list[Line], line: Line, body: float) -> bool:
     last = block[-1]
     if _is_row(last) or _is_row(line):
-        return _is_row(last) and _is_row(line) and _aligned(block[0], line)
+        return _is_row(last) and _is_row(line) and 0 < last.y - line.y < ROW_DROP * max(line.size, last.size)
     if _heading(line, body) or _heading(last, body):
         return _heading(line, body) and _heading(last, body) and abs(line.size - last.size) < 0.5
     led = _LED.match(line.text)
-    if _lone_marker(line.cells[0].text) or (led and not (led[1] and _runs_on(last.text))):
+    if is_marker(line.cells[0].text) or (led and not (led[1] and _runs_on(last.text))):
         return False
-    if _lone_marker(last.text):
+    if is_marker(last.text):
         return True
     drop = last.y - line.y
+    if len(block) > 1 and abs(drop - (block[-2].y - last.y)) < 0.1 * drop < 0.3 * line.size:
+        return True  # widely spaced lines, all the same distance apart
     return 0 < drop < max(line.size, last.size) * 1.6
 
 
@@ -151,30 +136,21 @@ def _runs_on(text: str) -> bool:
 
 
 def _is_row(line: Line) -> bool:
-    return len(line.cells) >= 2 and not _lone_marker(line.cells[0].text)
-
-
-def _aligned(header: Line, line: Line) -> bool:
-    near = sum(any(abs(x - column) < 6 for column in header.columns) for x in line.columns)
-    return near >= 2 and near == len(line.columns)
+    return len(line.cells) >= 2 and not is_marker(line.cells[0].text)
 
 
 def _heading(line: Line, body: float) -> bool:
-    return line.size > body * 1.15 and not _lone_marker(line.text) and len(line.text) <= 120
-
-
-def _lone_marker(text: str) -> bool:
-    return _MARKER.fullmatch(one_line(text)) is not None
+    return line.size > body * 1.15 and not is_marker(line.text) and len(line.text) <= 120
 
 
 def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[int]) -> None:
     text = " ".join(line.text for line in block)
     if _is_row(block[0]) and len(block) > 1:
-        outline.table([_cells(block[0], line) for line in block])
+        _add_rows(block, outline)
     elif _heading(block[0], body):
         outline.heading(1 + sizes.index(round(block[0].size)), text)
-    elif _lone_marker(block[0].cells[0].text) and (len(block) > 1 or len(block[0].cells) > 1):
-        marker = _MARKER.fullmatch(one_line(block[0].cells[0].text))
+    elif is_marker(block[0].cells[0].text) and (len(block) > 1 or len(block[0].cells) > 1):
+        marker = MARKER.fullmatch(one_line(block[0].cells[0].text))
         rest = " ".join(run.text for line in block for run in line.cells[line is block[0] :])
         outline.item(rest, int(marker[1]) if marker and marker[1] else None)
     elif led := _LED.match(text):
@@ -187,12 +163,16 @@ def _add(block: Sequence[Line], outline: Outline, body: float, sizes: Sequence[i
         outline.paragraph(_unhyphenated(block))
 
 
-def _cells(header: Line, line: Line) -> list[str]:
-    row = [""] * len(header.cells)
-    for run in line.cells:
-        nearest = min(range(len(header.cells)), key=lambda index: abs(header.columns[index] - run.x))
-        row[nearest] = f"{row[nearest]} {run.text}".strip()
-    return row
+def _add_rows(block: Sequence[Line], outline: Outline) -> None:
+    rows = grid(block)
+    if rows is None:
+        outline.paragraph(_unhyphenated(block))
+    elif has_header(block, rows):
+        outline.table(rows)
+    else:  # a form, or a table without headings: its rows are kept as they stand
+        outline.count("lost_tables")
+        for row in rows:
+            outline.line(" ".join(cell for cell in row if cell))
 
 
 def _unhyphenated(block: Sequence[Line]) -> str:

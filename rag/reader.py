@@ -1,10 +1,14 @@
 """The parsers' jail: a child process with limits, reused from file to file, replaced when one kills it.
 
+It has 1 GiB of memory, 30 s of processor time and 60 s in all per file, may not write files, and, where the
+kernel lets users make namespaces, lives in a network namespace of its own that has no way out.
+
 Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
 import select
@@ -22,6 +26,7 @@ from rag.outline import Extracted, Section
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 30
 WALL_SECONDS = 60.0
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
 class Reader:
@@ -56,7 +61,7 @@ class Reader:
         if "message" in answer:
             raise DocumentError(answer["message"], answer["next_step"])
         sections = tuple(Section(**section) for section in answer["sections"])
-        return Extracted(answer["kind"], answer["title"], answer["text"], sections)
+        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
 
     def close(self) -> None:
         """End the child."""
@@ -119,8 +124,18 @@ def _answer(name: str, data: bytes) -> dict[str, Any]:
         }
 
 
+def leave_network() -> bool:
+    """Move this process into an empty network namespace (Linux, unshare(2)); False where that is refused."""
+    try:
+        done = ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    except (OSError, AttributeError):
+        return False
+    return bool(done == 0)
+
+
 def main() -> None:
     """Answer requests until the parent closes the pipe."""
+    leave_network()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a parser has nothing to write

@@ -22,6 +22,8 @@ STOP = frozenset(_FUNCTION_WORDS.split())
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\d+(?![^\W_])|[^\W_]*\d[^\W_]*|[^\W\d_]+(?:['’][^\W\d_]+)*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ment", "ed", "es", "ly", "er", "s", "e", "y")
+# what most text consists of; nothing of it changes when it is cleaned, and looking is 50 times as quick
+_PLAIN = re.compile(r"[ -~\u00a1-\u00ac\u00ae-\u02af\u2010-\u2027\u2030-\u205e\u20ac]*")
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn")
 _TOKEN = re.compile(r"\n|[^\W\d_]+|\d|[^\w\s]|_")
 
@@ -32,6 +34,8 @@ def clean(text: str, keep: str = "\n") -> str:
     Characters in `keep` survive; other white space becomes a plain space. At most four combining marks
     in a row are kept. The result is valid UTF-8 without NUL or lone surrogates.
     """
+    if _PLAIN.fullmatch(text):
+        return text
     out: list[str] = []
     marks = 0
     for char in unicodedata.normalize("NFC", text):
@@ -53,7 +57,7 @@ def _invisible(char: str) -> bool:
 
 def one_line(text: str) -> str:
     """`clean` text with every run of white space as one space."""
-    return " ".join(clean(text, keep="").split())
+    return " ".join(clean(" ".join(text.split()), keep="").split())
 
 
 def stem(word: str) -> str:

@@ -143,7 +143,7 @@ def test_commands_exit_codes(
 def test_help_is_quick_and_needs_no_libraries() -> None:
     code = (
         "import sys, rag.ingest, rag.answer, rag.index;"
-        "print([m for m in ('torch', 'chromadb', 'langchain_openai', 'pypdf') if m in sys.modules])"
+        "print([m for m in ('torch', 'chromadb', 'langchain_openai', 'pypdfium2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

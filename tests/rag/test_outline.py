@@ -45,9 +45,33 @@ def test_pages_divide_sections() -> None:
 
 def test_an_empty_outline_is_refused() -> None:
     outline = Outline("text", "x.txt")
-    outline.heading(1, "Only a title")
+    outline.heading(1, " ")
     with pytest.raises(DocumentError, match="No text"):
         outline.finish()
+
+
+def test_headings_without_anything_below_them_are_text() -> None:
+    """Slides often have nothing but a title; it must be found all the same."""
+    outline = Outline("pptx", "x.pptx")
+    for number, title in enumerate(("Welcome", "Our plan", "Thanks"), 1):
+        outline.page(number)
+        outline.heading(1, title)
+    done = outline.finish()
+    assert [done.text[one.start : one.end].strip() for one in done.sections] == [
+        "Welcome",
+        "Our plan",
+        "Thanks",
+    ]
+    assert [one.page for one in done.sections] == [1, 2, 3]
+
+
+def test_a_heading_above_headings_is_not_repeated_as_text() -> None:
+    outline = Outline("markdown", "x.md")
+    outline.heading(1, "Guide")
+    outline.heading(2, "Oil")
+    outline.paragraph("Each month.")
+    done = outline.finish()
+    assert [done.text[one.start : one.end].strip() for one in done.sections] == ["Each month."]
 
 
 def test_too_much_text_is_refused() -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from rag.outline import Outline
-from rag.pages import Run, lay_out
+from rag.page_lines import Run
+from rag.pages import lay_out
 
 
 def run(text: str, x: float, y: float, size: float = 10, bold: bool = False) -> Run:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -46,3 +48,18 @@ def test_the_child_ends_with_its_reader(settings: Settings) -> None:
         child = reader._child
     assert child is not None
     assert child.poll() is not None
+
+
+def test_the_child_has_no_network_where_the_kernel_allows_it() -> None:
+    code = (
+        "import socket\nfrom rag.reader import leave_network\n"
+        "server = socket.create_server(('127.0.0.1', 0))\nport = server.getsockname()[1]\n"
+        "if not leave_network(): print('refused')\n"
+        "else:\n"
+        "    try: socket.create_connection(('127.0.0.1', port), 2)\n"
+        "    except OSError: print('no way out')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if done.stdout.strip() == "refused":
+        pytest.skip("this kernel does not let users make namespaces")
+    assert done.stdout.strip() == "no way out"

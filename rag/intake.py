@@ -1,0 +1,60 @@
+"""What comes in becomes documents: a file is one, a ZIP archive as many as it holds files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import DocumentError
+from rag.archives import members
+from rag.documents import Document, DocumentStore, display_name
+from rag.filetypes import kind_of
+from rag.reader import Reader
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of one file: its document, or the reason why it was refused."""
+
+    name: str
+    document: Document | None
+    error: DocumentError | None = None
+
+
+def take(store: DocumentStore, name: str, data: bytes, origin: str, reader: Reader) -> Iterator[Taken]:
+    """Add a file, or each file of an archive, and say what became of it; nothing is raised for bad content.
+
+    An archive in an archive is refused, and so is a whole archive that is not safe to open.
+    """
+    shown = display_name(name)
+    try:
+        store.check_size(len(data))
+        if kind_of(shown, data) == "zip":
+            yield from _take_members(store, data, origin, reader)
+        else:
+            yield Taken(shown, store.add(shown, data, origin, reader))
+    except DocumentError as error:
+        yield Taken(shown, None, error)
+
+
+def take_file(store: DocumentStore, path: Path, origin: str, reader: Reader) -> Iterator[Taken]:
+    """`take` for a file on disk."""
+    try:
+        data = store.read_file(path)
+    except DocumentError as error:
+        yield Taken(display_name(path.name), None, error)
+        return
+    yield from take(store, path.name, data, origin, reader)
+
+
+def _take_members(store: DocumentStore, data: bytes, origin: str, reader: Reader) -> Iterator[Taken]:
+    for member in members(data):
+        shown = display_name(member.name)
+        if shown.lower().endswith(".zip"):
+            yield Taken(shown, None, DocumentError("An archive in an archive is not opened.", "Unpack it."))
+            continue
+        try:
+            yield Taken(shown, store.add(shown, member.data, origin, reader))
+        except DocumentError as error:
+            yield Taken(shown, None, error)
