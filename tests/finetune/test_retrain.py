@@ -204,7 +204,7 @@ def test_dry_run_shows_and_changes_nothing(
     assert counts["sft"] + counts["heldout"] == 20
     assert f"{counts['sft']} answers to imitate, {counts['preference']} pairs" in printed
     assert f"{counts['heldout']} questions kept for the exam" in printed
-    assert f"sft: {3 * -(-counts['sft'] // 4)} steps of 4 rows" in printed
+    assert f"sft: {4 * -(-counts['sft'] // 4)} steps of 4 rows" in printed
 
 
 def test_progress_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
