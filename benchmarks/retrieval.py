@@ -126,7 +126,8 @@ def fill(
         now, row_id = now_ms(), f"{number:032x}"
         with database.write() as connection:
             connection.execute(
-                "INSERT INTO documents VALUES (?, ?, 'text', ?, 'folder', 'pending', '', ?, ?, ?)",
+                "INSERT INTO documents (id, name, kind, bytes, origin, status, text, created_at, updated_at)"
+                " VALUES (?, ?, 'text', ?, 'folder', 'pending', ?, ?, ?)",
                 (row_id, name, len(text), f"{title}\n{text}", now, now),
             )
             added = connection.execute(
