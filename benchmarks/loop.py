@@ -115,7 +115,7 @@ def figures(
     general, plain = share("golden", "score")
     held = sum(result.origin == "heldout" for result in before)
     rows = [
-        Row(f"{domain}: questions corrected", taught, "questions", None),
+        Row(f"{domain}: questions corrected", taught, "questions"),
         Row("questions held out", held, "questions"),
         at_least("domain: gain of the facts held out", now - old, GAIN, "of questions"),
         Row("domain: facts held out, after beside before", now, "of questions", old),

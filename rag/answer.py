@@ -185,10 +185,10 @@ class Assistant:
         assert turn.reply is not None
         passages = turn.prompt.passages
         resolved = resolve(turn.raw, passages)
-        held = support(turn.raw, passages)
-        if resolved.refused and not self.model.second_look:
-            return self._answer(turn, resolved, "refusal", True)
-        if not resolved.refused and held >= self.settings.support_threshold and resolved.text:
+        if resolved.refused:
+            if not self.model.second_look:
+                return self._answer(turn, resolved, "refusal", True)
+        elif resolved.text and support(turn.raw, passages) >= self.settings.support_threshold:
             return self._answer(turn, resolved, "answer", True)
         similarity = self.retriever.embedder.similarity if self.retriever.status()["dense"] else None
         quoted = quotes(turn.question, passages, similarity)

@@ -20,7 +20,7 @@ from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.chunks import chunk
 from rag.embed import Vectors
-from rag.loaders import kind_of
+from rag.filetypes import kind_of
 from rag.passages import bump_version
 from rag.reader import Reader
 from rag.words import one_line

@@ -14,16 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from core.errors import DocumentError, first_line
-from rag.filetypes import KINDS, decode, decoded, kind_of
+from rag.filetypes import kind_of
+from rag.loaders_docx import read_docx
 from rag.loaders_html import read_html
 from rag.loaders_mail import read_eml, read_msg
 from rag.loaders_markup import read_epub, read_rst, read_rtf
 from rag.loaders_odf import read_odf
-from rag.loaders_office import read_docx, read_pptx, read_xlsx
+from rag.loaders_office import read_pptx, read_xlsx
 from rag.loaders_pdf import read_pdf
 from rag.outline import Extracted, Outline, row_text
-
-__all__ = ["KINDS", "decode", "extract", "kind_of"]
 
 MAX_ROWS = 200_000
 LONG_VALUE = 200
@@ -42,14 +41,8 @@ def extract(name: str, data: bytes) -> Extracted:
     return outline.finish()
 
 
-def _decode(data: bytes, outline: Outline) -> str:
-    text, repaired = decoded(data)
-    outline.count("repaired", repaired)
-    return text
-
-
 def _text(data: bytes, outline: Outline) -> None:
-    for block in re.split(r"\n[ \t]*\n", _decode(data, outline).replace("\r\n", "\n").replace("\r", "\n")):
+    for block in re.split(r"\n[ \t]*\n", outline.decode(data).replace("\r\n", "\n").replace("\r", "\n")):
         lines = block.split("\n")
         if any(re.match(r"\s*(?:[-*•]|\d{1,3}[.)])\s", line) for line in lines):
             for line in lines:
@@ -59,7 +52,7 @@ def _text(data: bytes, outline: Outline) -> None:
 
 
 def _csv(data: bytes, outline: Outline) -> None:
-    text = _decode(data, outline)
+    text = outline.decode(data)
     try:
         dialect: Any = csv.Sniffer().sniff(text[:8192], delimiters=",;\t|")
     except csv.Error:
@@ -78,7 +71,7 @@ def _csv(data: bytes, outline: Outline) -> None:
 def _markdown(data: bytes, outline: Outline) -> None:
     from markdown_it import MarkdownIt
 
-    text = re.sub(r"\A---\n.*?\n---\n", "", _decode(data, outline).replace("\r\n", "\n"), flags=re.DOTALL)
+    text = re.sub(r"\A---\n.*?\n---\n", "", outline.decode(data).replace("\r\n", "\n"), flags=re.DOTALL)
     tokens = MarkdownIt("commonmark", {"maxNesting": 20}).enable("table").parse(text)
     rows: list[list[str]] = []
     lists: list[int | None] = []
@@ -126,11 +119,11 @@ def _inline(token: Any, opened: Any, state: tuple[Outline, list[list[str]], list
 
 
 def _json(data: bytes, outline: Outline) -> None:
-    _value(_parsed(_decode(data, outline), "file"), outline, 1)
+    _value(_parsed(outline.decode(data), "file"), outline, 1)
 
 
 def _jsonl(data: bytes, outline: Outline) -> None:
-    lines = _decode(data, outline).splitlines()
+    lines = outline.decode(data).splitlines()
     if len(lines) > MAX_ROWS:
         raise DocumentError(f"The file has more than {MAX_ROWS:,} lines.", "Split it.")
     _value([_parsed(line, f"line {n}") for n, line in enumerate(lines, 1) if line.strip()], outline, 1)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 from core.errors import DocumentError, first_line
 from rag.archives import check_package
-from rag.ooxml import transitional
+from rag.ooxml import BROKEN, transitional
 from rag.outline import Outline
+from rag.xml import local
 
-BROKEN = (KeyError, ValueError, AttributeError, IndexError, TypeError, SyntaxError, zipfile.BadZipFile)
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _SKIP = {"del", "moveFrom", "instrText", "Fallback", "pPr", "rPr", "rt"}
 _WRAPPERS = {"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag", "AlternateContent", "Choice"}
@@ -53,7 +52,7 @@ class _Reader:
 
     def blocks(self, parent: Any) -> None:
         for node in parent:
-            name = _local(node)
+            name = local(node)
             if name == "p":
                 self.paragraph(node)
             elif name == "tbl":
@@ -79,7 +78,7 @@ class _Reader:
         """The visible text below `node`; text boxes are collected, and hidden runs counted."""
         parts: list[str] = []
         for child in node:
-            name = _local(child)
+            name = local(child)
             if name == "t":
                 parts.append(child.text or "")
             elif name in ("tab", "br", "cr"):
@@ -114,7 +113,7 @@ class _Reader:
     def cell(self, node: Any) -> str:
         parts: list[str] = []
         for child in node:
-            name = _local(child)
+            name = local(child)
             boxes: list[Any] = []
             if name == "p":
                 parts.append(self.text(child, boxes))
@@ -192,9 +191,9 @@ def _hidden(run: Any) -> bool:
 
 def _children(node: Any, name: str) -> Iterator[Any]:
     for child in node:
-        if _local(child) == name:
+        if local(child) == name:
             yield child
-        elif _local(child) in _WRAPPERS:
+        elif local(child) in _WRAPPERS:
             yield from _children(child, name)
 
 
@@ -202,7 +201,3 @@ def _number(node: Any, name: str) -> int | None:
     found = next(node.iter(f"{_W}{name}"), None)
     value = found.get(f"{_W}val") if found is not None else None
     return int(value) if value and value.isdigit() else None
-
-
-def _local(node: Any) -> str:
-    return str(node.tag).rpartition("}")[2]

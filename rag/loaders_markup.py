@@ -6,12 +6,12 @@ import io
 import posixpath
 import re
 import zipfile
+from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
 from core.errors import DocumentError, first_line
 from rag.archives import check_package
-from rag.filetypes import decoded
 from rag.loaders_html import read_html
 from rag.outline import Outline
 from rag.xml import attribute, local, parse_xml
@@ -44,8 +44,7 @@ def read_rst(data: bytes, outline: Outline) -> None:
     from docutils import nodes
     from docutils.core import publish_doctree
 
-    text, repaired = decoded(data)
-    outline.count("repaired", repaired)
+    text = outline.decode(data)
     _accept_unknown_markup()
     try:
         tree = publish_doctree(text, settings_overrides=_QUIET)
@@ -99,8 +98,9 @@ def _rst_table(node: Any, outline: Outline, nodes: Any) -> None:
     )
 
 
+@cache
 def _accept_unknown_markup() -> None:
-    """Sphinx and others bring directives and roles of their own; their text must not be lost."""
+    """Sphinx and others bring directives and roles of their own; their text must not be lost. Once a process."""
     from docutils import nodes
     from docutils.parsers.rst import Directive, directives, roles
 
@@ -125,22 +125,13 @@ def _accept_unknown_markup() -> None:
         shown = re.sub(r"\s*<[^<>]*>$", "", text).lstrip("~!")
         return [nodes.inline(raw, shown)], []
 
-    find_directive, find_role = _originals(directives, roles)
+    find_directive, find_role = directives.directive, roles.role
     directives.directive = lambda name, language, document: (
         find_directive(name, language, document) if _known(name, directives) else (Unknown, [])
     )
     roles.role = lambda name, language, number, reporter: (
         find_role(name, language, number, reporter) if name in roles._role_registry else (role, [])
     )
-
-
-_FOUND: list[Any] = []
-
-
-def _originals(directives: Any, roles: Any) -> list[Any]:
-    if not _FOUND:
-        _FOUND.extend((directives.directive, roles.role))
-    return _FOUND
 
 
 def _known(name: str, directives: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.errors import DocumentError, first_line
 from rag.archives import check_package
-from rag.outline import Outline
+from rag.outline import Outline, blocks
 from rag.xml import attribute, local, parse_xml
 
 MAX_REPEAT = 200  # empty rows and cells are declared by the million
@@ -101,15 +101,8 @@ def _table(node: Any, outline: Outline) -> None:
     if local(node.getparent()) == "spreadsheet":
         outline.heading(1, name)
         outline.count("pages")
-    block: list[list[str]] = []
-    for row in _rows(node):
-        cells = list(_cells(row))
-        if any(cells):
-            block.append(cells)
-        elif block:
-            _flush(block, outline)
-            block = []
-    _flush(block, outline)
+    for block in blocks(list(_cells(row)) for row in _rows(node)):
+        _flush(block, outline)
 
 
 def _flush(block: list[list[str]], outline: Outline) -> None:

@@ -11,16 +11,13 @@ from typing import Any
 
 from core.errors import DocumentError, first_line
 from rag.archives import check_package
-from rag.loaders_docx import read_docx
-from rag.ooxml import transitional
-from rag.outline import Outline
-
-__all__ = ["read_docx", "read_pptx", "read_xlsx"]
+from rag.ooxml import BROKEN, transitional
+from rag.outline import Outline, blocks
+from rag.xml import local
 
 MAX_CELLS = 2_000_000
 MAX_GROUPS = 20
 LARGE = 1 << 20  # bytes of a workbook, or cells of its area, beyond which it is read row by row
-BROKEN = (KeyError, ValueError, AttributeError, IndexError, TypeError, SyntaxError, zipfile.BadZipFile)
 
 
 def read_pptx(data: bytes, outline: Outline) -> None:
@@ -59,9 +56,7 @@ def _shape(shape: Any, outline: Outline, depth: int) -> None:
         numbered = 0
         for paragraph in shape.text_frame.paragraphs:
             properties = paragraph._p.pPr
-            kinds = (
-                {child.tag.rpartition("}")[2] for child in properties} if properties is not None else set()
-            )
+            kinds = {local(child) for child in properties} if properties is not None else set()
             numbered = numbered + 1 if "buAutoNum" in kinds else 0
             if kinds & {"buChar", "buAutoNum"} or paragraph.level or _is_body(shape, kinds):
                 outline.item(paragraph.text, numbered or None)
@@ -115,7 +110,7 @@ def read_xlsx(data: bytes, outline: Outline) -> None:
             outline.count("pages")
             before = outline.length
             merged = _merged(sheet)
-            block: list[list[str]] = []
+            rows: list[list[str]] = []
             notes: list[str] = []
             for y, cells in enumerate(sheet.iter_rows(), 1):
                 row = [_cell(cell) or merged.get((y, x), "") for x, cell in enumerate(cells, 1)]
@@ -123,12 +118,9 @@ def read_xlsx(data: bytes, outline: Outline) -> None:
                 left -= len(row)
                 if left < 0:
                     raise DocumentError(f"The workbook has more than {MAX_CELLS:,} cells.", "Split it.")
-                if any(row):
-                    block.append(row)
-                elif block:
-                    _island(block, outline)
-                    block = []
-            _island(block, outline)
+                rows.append(row)
+            for block in blocks(rows):
+                _island(block, outline)
             for note in notes:
                 outline.line(note)
             outline.count("empty_pages", outline.length == before)

@@ -138,13 +138,11 @@ def _chars(handle: Any, total: int, rotation: int) -> Iterator[_Char]:
         raw.FPDFText_GetLooseCharBox(handle, at, box)
         left, right, base = x.value, box.right, y.value
         if rotation == 90:
-            left, right, base = y.value, box.top, -x.value
+            left, right, base = -y.value, box.top, -x.value
         elif rotation == 180:
             left, right, base = -x.value, -box.left, -y.value
         elif rotation == 270:
             left, right, base = -y.value, -box.bottom, x.value
-        if rotation:
-            left, right, base = -left if rotation == 90 else left, right, base
         # reportlab and others write a bullet as a control character of a symbol font
         char = "•" if code == 0x7F else "-" if code in (2, 0xAD) else chr(code) if code else ""
         if char and (char == " " or not char.isspace()):

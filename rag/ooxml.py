@@ -1,10 +1,15 @@
-"""Office files saved as "Strict Open XML" under the usual names (ISO/IEC 29500, part 4)."""
+"""What Office files have in common: how broken ones fail, and "Strict Open XML" under the usual names.
+
+Source of the names: ISO/IEC 29500, part 4.
+"""
 
 from __future__ import annotations
 
 import io
 import zipfile
 
+# what the libraries raise for files that are not what they say
+BROKEN = (KeyError, ValueError, AttributeError, IndexError, TypeError, SyntaxError, zipfile.BadZipFile)
 _STRICT = b"http://purl.oclc.org/ooxml/"
 _NAMES = (
     (

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import PurePath
 
 from core.errors import DocumentError
+from rag.filetypes import decoded
 from rag.words import one_line
 
 MAX_TEXT = 5_000_000
@@ -72,6 +74,12 @@ class Outline:
         """Add to the quality report (see `rag.quality` for what is counted)."""
         if number:
             self._quality[what] += number
+
+    def decode(self, data: bytes) -> str:
+        """Bytes to text; what had to be repaired is counted (raises DocumentError, see `rag.filetypes`)."""
+        text, repaired = decoded(data)
+        self.count("repaired", repaired)
+        return text
 
     def page(self, number: int) -> None:
         """The blocks that follow stand on this page (from 1)."""
@@ -178,6 +186,11 @@ class Outline:
             path = " > ".join(name for _, name in self._path)
             self._sections.append(Section(path, self._begin, self._length, self._page))
         self._begin = self._length
+
+
+def blocks(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """Runs of rows that hold something: blank rows part the tables of a sheet."""
+    return (list(run) for filled, run in groupby(rows, any) if filled)
 
 
 def row_text(headers: Sequence[str], row: Sequence[str]) -> str:

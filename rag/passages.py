@@ -63,28 +63,26 @@ class PassageStore:
 
     def vectors(self, ids: Sequence[int]) -> Vectors:
         """Stored vectors in the order of `ids`, shape (len(ids), 384)."""
-        found: dict[int, bytes] = {}
-        for step in _steps(ids):
-            marks = ",".join("?" * len(step))
-            with self.database.read() as connection:
-                rows = connection.execute(f"SELECT id, vector FROM chunks WHERE id IN ({marks})", step)
-                found.update((int(row["id"]), row["vector"]) for row in rows)
-        flat = np.frombuffer(b"".join(found[i] for i in ids), "<f4")
-        return flat.reshape(-1, DIMENSIONS).astype(np.float32)
+        found = self._stored("FROM chunks WHERE", ids)
+        return _matrix(found[i] for i in ids)
 
     def ready_vectors(self, ids: Sequence[int]) -> tuple[list[int], Vectors]:
         """Those of `ids` that are ready, in their order, and their vectors of shape (len(them), 384)."""
+        found = self._stored(f"{_READY} WHERE", ids)
+        kept = [i for i in ids if i in found]
+        return kept, _matrix(found[i] for i in kept)
+
+    def _stored(self, source: str, ids: Sequence[int]) -> dict[int, bytes]:
+        """The stored vectors of those of `ids` that `source`, ours, holds."""
         found: dict[int, bytes] = {}
         for step in _steps(ids):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT chunks.id AS id, vector {_READY} WHERE chunks.id IN ({marks})", step
+                    f"SELECT chunks.id AS id, vector {source} chunks.id IN ({marks})", step
                 )
                 found.update((int(row["id"]), row["vector"]) for row in rows)
-        kept = [i for i in ids if i in found]
-        flat = np.frombuffer(b"".join(found[i] for i in kept), "<f4")
-        return kept, flat.reshape(-1, DIMENSIONS).astype(np.float32)
+        return found
 
     def get(self, ids: Iterable[int]) -> dict[int, Passage]:
         """The ready chunks among `ids` as passages; `document` is the document's title."""
@@ -111,6 +109,11 @@ class PassageStore:
                     text=row["text"],
                 )
         return found
+
+
+def _matrix(stored: Iterable[bytes]) -> Vectors:
+    flat = np.frombuffer(b"".join(stored), "<f4")
+    return flat.reshape(-1, DIMENSIONS).astype(np.float32)
 
 
 def _steps(ids: Sequence[int]) -> Iterable[Sequence[int]]:

@@ -14,7 +14,7 @@ from rag.embed import Embedder
 from rag.focus import focus
 from rag.index import Index
 from rag.passages import PassageStore
-from rag.variety import varied
+from rag.variety import WINDOW, varied
 from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
@@ -37,7 +37,7 @@ class Retriever:
         another passage is left out and no document crowds out the others, see `rag.variety`. Equal scores are
         ordered by chunk id, so the same question gives the same passages.
         """
-        return varied(self._ranked(question, 2 * k), k)
+        return varied(self._ranked(question, WINDOW * k), k)
 
     def _ranked(self, question: str, step: int) -> Iterator[Passage]:
         """Passages in their order, read `step` at a time."""

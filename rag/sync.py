@@ -52,17 +52,17 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
         raise DocumentError(f"{root} is not a folder.", "Name the folder to keep in step with.")
     sources = SourceStore(store.database, str(root.resolve()))
     known = sources.all()
-    found = list(below(root))
+    found = {str(path.relative_to(root)): path for path in below(root)}
     if known and not found:
         raise DocumentError(
             f"{root} is empty, so nothing was removed.",
             "Mount it again, or delete its documents on the Documents page.",
         )
     changes = Changes()
-    run = _Run(store, sources, reader, report, changes)
-    for path in found:
-        run.file(path, str(path.relative_to(root)), known)
-    gone = sorted(set(known) - {str(path.relative_to(root)) for path in found})
+    run = _Run(store, sources, reader, report, changes, reader_version())
+    for name, path in found.items():
+        run.file(path, name, known)
+    gone = sorted(set(known) - set(found))
     if gone:
         sources.remove(gone)
     for document_id in sources.orphans():
@@ -79,20 +79,21 @@ class _Run:
     reader: Reader
     report: Report
     changes: Changes
+    version: str
 
     def file(self, path: Path, name: str, known: Sources) -> None:
         before = known.get(name)
         stamp = _stamp(path)
-        if before is not None and before.stamp == stamp and _still_valid(before):
+        if before is not None and before.stamp == stamp and self._still_valid(before):
             self._keep(before)
             return
         try:
             data = self.store.read_file(path)
         except DocumentError as error:
-            self._write(Source(name, stamp, "", (), str(error), reader_version()), [str(error)])
+            self._write(Source(name, stamp, "", (), str(error), self.version), [str(error)])
             return
         digest = hashlib.sha256(data).hexdigest()
-        if before is not None and before.hash == digest and _still_valid(before):
+        if before is not None and before.hash == digest and self._still_valid(before):
             kept = Source(name, stamp, digest, before.documents, before.error, before.reader)
             self.sources.put(kept)
             self._keep(kept)
@@ -108,7 +109,7 @@ class _Run:
             if taken.document.created_at >= began:
                 self.changes.added.append(taken.document.id)
                 self.report(f"added      {taken.document.name}")
-        self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), reader_version()), errors)
+        self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
         self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
 
     def _write(self, source: Source, errors: list[str]) -> None:
@@ -122,14 +123,13 @@ class _Run:
             self.changes.refused += [(source.path, line) for line in source.error.splitlines()]
         self.changes.unchanged += bool(source.documents)
 
+    def _still_valid(self, before: Source) -> bool:
+        return not before.error or before.reader == self.version
+
 
 def reader_version() -> str:
     """What decides whether a file can be read: the loaders' version and the programs that are installed."""
     return f"{READER}{' tesseract' if Ocr().available else ''}"
-
-
-def _still_valid(before: Source) -> bool:
-    return not before.error or before.reader == reader_version()
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
