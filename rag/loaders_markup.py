@@ -100,7 +100,7 @@ def _rst_table(node: Any, outline: Outline, nodes: Any) -> None:
 
 @cache
 def _accept_unknown_markup() -> None:
-    """Sphinx and others bring directives and roles of their own; their text must not be lost. Once a process."""
+    """Once a process. Sphinx and others bring directives and roles of their own; their text must stay."""
     from docutils import nodes
     from docutils.parsers.rst import Directive, directives, roles
 
