@@ -19,6 +19,7 @@ from core.errors import ModelError
 from engine.template import Segment
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+AMX = b"AMX_INT8 = 1"  # in what llama.cpp says of its own build
 _last_words = ""
 
 
@@ -63,6 +64,10 @@ class NativeModel:
         params = self.library.llama_model_default_params()
         params.vocab_only = gpu_layers is None
         params.n_gpu_layers = gpu_layers or 0
+        if AMX in self.library.llama_print_system_info():
+            # gcc drops the stores that fill AMX's tile configuration, and quantised models crash (llama.cpp
+            # pull request 26954); without these buffers their weights stay as they are and AMX is not used
+            params.use_extra_bufts = False
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")

@@ -296,6 +296,8 @@ def _await_engine(process: subprocess.Popen[bytes], client: ModelClient, log: Pa
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text("utf-8", "replace").strip().splitlines()
             last = lines[-1][:300] if lines else "it left no message"
+            if (process.returncode or 0) < 0:
+                last = f"it died by signal {-process.returncode}, so this model does not run here"
             raise EngineUnavailable(f"The engine did not start: {last}", f"See {log}.")
         time.sleep(0.1)
 
