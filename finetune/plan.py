@@ -32,6 +32,7 @@ GPU_MEMORY: tuple[tuple[float, float, float], ...] = (
 
 # floating point operations a second that LoRA training reaches: one CPU process, one data-centre GPU
 CPU_FLOPS, GPU_FLOPS = 4e10, 1e14
+DEQUANTISED = "hf-from-gguf"  # folder of trainable weights made from the GGUF file
 START_SECONDS = 25  # importing torch and TRL, loading the model
 
 
@@ -116,17 +117,18 @@ class TrainingPlan:
 def trainable_folder(settings: Settings, model: CatalogModel) -> Path:
     """The folder with the model's trainable weights (safetensors, config, tokenizer).
 
-    Raises ModelError when only a GGUF is there: its quantised weights cannot be trained.
+    Downloaded ones come before those that `finetune.from_gguf` made. Raises ModelError when there are none.
     """
     own = model_folder(settings, model) / "hf"
-    for folder in (own, PROJECT / "data" / "models" / model.id):  # the second holds the built-in model
+    made = model_folder(settings, model) / DEQUANTISED
+    for folder in (own, made, PROJECT / "data" / "models" / model.id):  # the last holds the built-in model
         if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
             return folder
     if model.hf_repo:
         step = f"Download the trainable weights: understudy models pull {model.id} --trainable"
     else:
         step = f"Choose a model from `understudy models list`, or put its Hugging Face weights into {own}."
-    raise ModelError(f"A GGUF file cannot be trained, and {own} holds no trainable weights.", step)
+    raise ModelError(f"{own} holds no trainable weights.", step)
 
 
 def choose_plan(settings: Settings, model: CatalogModel, method: str, rows: Path, count: int) -> TrainingPlan:

