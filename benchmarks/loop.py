@@ -15,7 +15,6 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.papers import Domain, domains
 from benchmarks.table import Row, at_least, main
 from core.catalog import CatalogModel, resolve
 from core.db import Database
@@ -24,6 +23,7 @@ from core.settings import Settings, load_settings, quiet_environment
 from evaluation.run import Result, asked_of_both, load_results, mean
 from feedback.review import Review
 from feedback.store import FeedbackStore
+from finetune.base_papers import Domain, domains
 from finetune.orders import run_here
 from finetune.retrain import Retraining
 from finetune.telling import Terminal

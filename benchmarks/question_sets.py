@@ -16,6 +16,7 @@ from core.types import Passage
 from evaluation.cases import Case
 from finetune.base_qa import QuestionSet, clapnq, pubmedqa, xquad
 from finetune.base_shelf import Shelf, Vectors, passage
+from rag.citations import Likelihood
 from rag.embed import Embedder
 from rag.focus import focus
 from rag.prompt import build, question_line
@@ -39,7 +40,12 @@ class SetCase:
 
 
 def load(
-    name: str, folder: Path, model: CatalogModel, embedder: Embedder, limit: int | None
+    name: str,
+    folder: Path,
+    model: CatalogModel,
+    embedder: Embedder,
+    limit: int | None,
+    answers: Likelihood | None = None,
 ) -> list[SetCase]:
     """The held-out cases of a set; with a `limit`, that many spread over it. Empty when it is not there."""
     questions = SETS[name](folder)
@@ -61,7 +67,7 @@ def load(
         found = shelf.nearest(line, len(shelf.passages))
         found = [n for n in found if n == home or n in [m for m in found if m != home][: RETRIEVED - 1]]
         passages = [shelf.passages[n] for n in found]
-        shown = focus(line, passages, model.units, shelf.similarity) if model.units else passages
+        shown = focus(line, passages, model.units, shelf.similarity, answers) if model.units else passages
         prompt = build(line, shown, model)
         case = Case(
             f"{name}-{at}", line, bool(question.gold) or name == "pubmedqa", question.facts,

@@ -23,7 +23,9 @@ from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from evaluation.cases import Case, freeze_cases, read_golden
 from evaluation.metrics import LONGEST, fact_match, token_f1
 from evaluation.run import Result, evaluate, quote_replies
+from rag.citations import Likelihood
 from rag.citations import resolve as resolve_reply
+from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
 from rag.model import ModelClient, engine_client
 from rag.words import words
@@ -58,7 +60,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         with engine_client(settings) as client:
             rows = golden_rows(model.name, golden, client, check)
             for name in question_sets.SETS if options.sets else ():
-                cases = question_sets.load(name, options.sets, model, embedder(), limit)
+                cases = question_sets.load(name, options.sets, model, embedder(), limit, answers())
                 replies = evaluate(client, [case.case for case in cases], "base")
                 read = [pair for pair in zip(cases, replies, strict=True) if pair[1].asked]
                 if read:
@@ -92,10 +94,22 @@ def embedder() -> Embedder:
     return Embedder()
 
 
+@cache
+def answers() -> Likelihood | None:
+    """The cross-encoder as the product has it."""
+    crossencoder = CrossEncoder()
+    return crossencoder.answers if load_settings().cross_encoder and crossencoder.available else None
+
+
+def quoted_alone(cases: Sequence[Case]) -> list[Result]:
+    """The product without a model."""
+    return quote_replies(cases, embedder().similarity, answers())
+
+
 def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Check) -> list[Row]:
     """Figures on the golden questions, beside quoting alone."""
     replies = evaluate(client, cases, "base")  # every prompt was built to fit
-    quoted = quote_replies(cases, embedder().similarity)
+    quoted = quoted_alone(cases)
     right, beside = mean(replies, cases, "citation", True), mean(quoted, cases, "citation", True)
     seconds = sum(r.ms for r in replies) / 1000
 
@@ -155,7 +169,7 @@ def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check
         at_least("xquad: citation right when the fact is", cited, CITED_GOAL, "of facts"),
         Row("xquad: wrongly refused", mean(replies, plain, "refused", True), "of questions"),
         Row("xquad: evidence in the prompt", mean(replies, plain, "reachable", True), "of questions"),
-        whole_row("xquad", plain, replies, quote_replies(plain, embedder().similarity), check),
+        whole_row("xquad", plain, replies, quoted_alone(plain), check),
     ]  # fmt: skip
 
 

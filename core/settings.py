@@ -42,6 +42,7 @@ class Settings:
     slots: int = 0  # replies generated at once; 0 takes as many as fit in an eighth of the memory, at most 8
     gpu_layers: int = -1  # layers put on a GPU when llama.cpp was built for one; -1 is all
     passages: int = 0  # passages put into a prompt; 0 takes the catalog's
+    cross_encoder: bool = True  # read the best lines once more with the question before choosing among them
     chunk_tokens: int = 120  # tokens of a chunk (MiniLM reads 256 at most)
     answer_tokens: int = 160  # longest answer in tokens
     temperature: float = 0.0  # 0 is greedy

@@ -16,7 +16,7 @@ from core.files import read_json, sha256_of, write_bytes, write_json
 from core.types import Message
 from evaluation.cases import CARD, Case
 from evaluation.metrics import score
-from rag.citations import Similarity, quotes
+from rag.citations import Likelihood, Similarity, quotes
 from rag.model import PromptTooLong, Reply
 from rag.prompt import REFUSAL
 
@@ -117,11 +117,13 @@ def ask(client: Client, case: Case, model: str, sampling: Mapping[str, Any] = GR
     raise AssertionError("the last try returns or raises")
 
 
-def quote_replies(cases: Sequence[Case], similarity: Similarity | None = None) -> list[Result]:
+def quote_replies(
+    cases: Sequence[Case], similarity: Similarity | None = None, answers: Likelihood | None = None
+) -> list[Result]:
     """The baseline without a model: quote the one unit that fits best, or refuse when none fits."""
     results = []
     for case in cases:
-        found = quotes(case.question, case.passages, similarity, most=1)
+        found = quotes(case.question, case.passages, similarity, most=1, answers=answers)
         unit = found.units[0] if found else None
         text = f"[{unit.number}] {unit.text}" if unit else REFUSAL
         results.append(_result(case, Reply(text, "stop", "quotes@base", "quotes", None, 0, 0), 0.0))

@@ -88,8 +88,8 @@ class Library:
         made = [greeting(rng) for _ in range(plan["greeting"])]
         for kind in ("written", "sets"):
             made += self._asked(texts, kind, plan[kind], step, rng)
-        made += self._by_rule(texts, plan["rule"], step, rng)
-        made += self._office(step.count - len(made), step, rng, held)
+        made += self.by_rule(texts, plan["rule"], step, rng)
+        made += self.office(step.count - len(made), step, rng, held)
         rng.shuffle(made)
         yield from made
 
@@ -104,7 +104,8 @@ class Library:
             made += kept(texts.shelf.show(line, rng, view(step, rng)), step, rng)
         return made
 
-    def _by_rule(self, texts: Texts, count: int, step: Step, rng: random.Random) -> list[Exercise]:
+    def by_rule(self, texts: Texts, count: int, step: Step, rng: random.Random) -> list[Exercise]:
+        """Exercises whose question a rule makes from a sentence."""
         made: list[Exercise] = []
         while len(made) < count and texts.shelf:
             drafts = []
@@ -119,7 +120,8 @@ class Library:
                     made += kept(shown, step, rng)
         return made[:count]
 
-    def _office(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
+    def office(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
+        """Exercises on the papers of organisations invented for them."""
         made: list[Exercise] = []
         while len(made) < count:
             sections = base_business.organisation(rng, held)

@@ -18,6 +18,7 @@ import numpy as np
 from core.catalog import BUILTIN
 from core.types import Passage, Unit
 from rag.chunks import units
+from rag.citations import line_of
 from rag.embed import Embedder
 from rag.focus import focus
 from rag.prompt import REFUSAL, layout, number_units, question_line
@@ -51,13 +52,18 @@ class View:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A prompt as sent and the wanted reply; `labels` are the numbers (from 1) of the units it cites."""
+    """A prompt as sent and the wanted reply; `labels` are the numbers (from 1) of the units it cites.
+
+    `shown` are the units, `lines` the same under their headings (`rag.citations.line_of`).
+    """
 
     prompt: str
     reply: str
     labels: tuple[int, ...]
     shown: tuple[str, ...]
     kind: str
+    question: str = ""
+    lines: tuple[str, ...] = ()
 
 
 def passage(heading: str, lines: Iterable[str]) -> Passage:
@@ -151,7 +157,9 @@ class Shelf:
         reply = " ".join(f"[{n}] {shown[n - 1].text}" for n in labels) or REFUSAL
         prompt = layout(question_line(asked.question), numbered)
         kind = asked.kind if labels else f"{asked.kind}-none"
-        return Exercise(prompt, reply, tuple(labels), tuple(u.text for u in shown), kind)
+        lines = tuple(line_of(part, unit) for part in numbered for unit in part.units)
+        texts = tuple(unit.text for unit in shown)
+        return Exercise(prompt, reply, tuple(labels), texts, kind, asked.question, lines)
 
 
 def answering(gold: Sequence[str], shown: Sequence[Unit]) -> list[int]:

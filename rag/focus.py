@@ -14,30 +14,51 @@ from dataclasses import replace
 
 from core.types import Passage, Unit
 from rag.chunks import units
-from rag.citations import Similarity
+from rag.citations import Likelihood, Similarity, line_of
 from rag.words import content, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
 OWN_WEIGHT, HEADING_WEIGHT, SIMILARITY_WEIGHT = 0.25, 0.5, 1.0
+READ = 12  # units that the cross-encoder reads
 
 
 def focus(
-    question: str, passages: Sequence[Passage], most: int, similarity: Similarity | None = None
+    question: str,
+    passages: Sequence[Passage],
+    most: int,
+    similarity: Similarity | None = None,
+    answers: Likelihood | None = None,
 ) -> list[Passage]:
     """The passages with the `most` best units as their `units` (numbered 0: the prompt numbers them).
 
-    Passages without such a unit are left out; the rest, and the units in them, stand best first.
+    `answers` reads the READ best by words and `similarity` once more, and its order counts. Passages without
+    a kept unit are left out; the rest, and the units in them, stand best first.
     """
     pairs = [(at, unit) for at, passage in enumerate(passages) for unit in _units(passage)]
     if not pairs:
         return []
     scores = _scores(question, passages, pairs, similarity)
-    order = sorted(range(len(pairs)), key=lambda i: (-scores[i], i))[:most]
+    order = sorted(range(len(pairs)), key=lambda i: (-scores[i], i))
+    if answers:
+        order = _read(question, passages, [(i, *pairs[i]) for i in order[:READ]], answers) + order[READ:]
     best: dict[int, list[int]] = {}
-    for i in order:
+    for i in order[:most]:
         best.setdefault(pairs[i][0], []).append(i)
     return [replace(passages[at], units=tuple(pairs[i][1] for i in chosen)) for at, chosen in best.items()]
+
+
+def _read(
+    question: str,
+    passages: Sequence[Passage],
+    candidates: Sequence[tuple[int, int, Unit]],
+    answers: Likelihood,
+) -> list[int]:
+    """Indices of the candidates (index, passage, unit), the likeliest answer first."""
+    likely = answers(question, [line_of(passages[at], unit) for _, at, unit in candidates])
+    # as below: rounding must not decide, and among equals the first order stays
+    order = sorted(range(len(candidates)), key=lambda n: (-round(likely[n], 3), n))
+    return [candidates[n][0] for n in order]
 
 
 def _units(passage: Passage) -> list[Unit]:

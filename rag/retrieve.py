@@ -1,4 +1,4 @@
-"""Hybrid retrieval: BM25 and MiniLM propose candidates, `rag.rerank` orders them."""
+"""Hybrid retrieval: BM25 and MiniLM propose, `rag.rerank` orders, a cross-encoder reads the best again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from core.db import Database
 from core.settings import Settings
 from core.types import Passage
 from rag import lexical, rerank
+from rag.citations import Likelihood, Similarity
+from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
-from rag.focus import focus
+from rag.focus import READ, focus
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.variety import WINDOW, varied
 from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
+CHOICE = 2  # times the passages that a model reads are looked at by the cross-encoder
 
 
 class Retriever:
@@ -28,6 +31,7 @@ class Retriever:
         self.database = database
         self.index = index
         self.embedder = embedder
+        self.crossencoder = CrossEncoder()
         self.passages = PassageStore(database)
 
     def search(self, question: str, k: int) -> list[Passage]:
@@ -50,12 +54,37 @@ class Retriever:
                     yield replace(found[chunk_id], scores=scores[chunk_id])
 
     def read_for(self, question: str, model: CatalogModel) -> list[Passage]:
-        """The passages that `model` shall read: its number of them, focused when it reads few units."""
-        found = self.search(question, model.passages)
-        if not model.units:
-            return found
-        usable = self.index.status().usable
-        return focus(question, found, model.units, self.embedder.similarity if usable else None)
+        """The passages that `model` shall read: its number of them, focused when it reads few units.
+
+        Where there is a cross-encoder it has the last word on their order.
+        """
+        if model.units:
+            found = self.search(question, model.passages)
+            return focus(question, found, model.units, self.similarity, self.answers)
+        if not self.answers:
+            return self.search(question, model.passages)
+        found = self.search(question, CHOICE * model.passages)
+        best = focus(question, found, READ, self.similarity, self.answers)
+        place = {passage.chunk_id: at for at, passage in enumerate(best)}
+        return sorted(found, key=lambda passage: place.get(passage.chunk_id, READ))[: model.passages]
+
+    @property
+    def similarity(self) -> Similarity | None:
+        """Cosine of a question to texts, where the vectors may be used."""
+        return self.embedder.similarity if self.index.status().usable else None
+
+    @property
+    def answers(self) -> Likelihood | None:
+        """The cross-encoder's opinion, where it is installed and switched on."""
+        wanted = self.settings.cross_encoder and self.crossencoder.available
+        return self.crossencoder.answers if wanted else None
+
+    def warm(self) -> None:
+        """Load the models and open the index, so that the first question is quick."""
+        self.embedder.warm()
+        if self.answers:
+            self.crossencoder.warm()
+        self.index.open()
 
     def status(self) -> dict[str, object]:
         """`dense` says whether vectors are searched, `reason` why not; and how much there is to search."""

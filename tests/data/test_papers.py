@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.papers import PAPERS, domains
+from finetune.base_papers import PAPERS, domains
 from core.settings import PROJECT
 from finetune import base_data, base_qa
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from core.settings import Settings
+from core.types import Message
 from rag.model import engine_client
 from tests.tiny import TinyModel
 
-PROMPT = [{"role": "user", "content": "What is the notice period of the members? " * 8}]
+PROMPT: list[Message] = [{"role": "user", "content": "What is the notice period of the members? " * 8}]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q4_0"])

@@ -88,7 +88,9 @@ def test_a_reply_that_forgot_its_marks_is_cited() -> None:
     assert done.text == "Basic costs 10 EUR per month. [1] The notice period is 30 days. [2]"
     assert [citation.unit for citation in done.citations] == [3, 1]
     assert resolve("Basic costs 12 EUR per month.", PASSAGES).citations == ()
-    assert resolve("The notice period is 30 days. [9]", PASSAGES).citations == ()  # a wrong mark is not mended
+    assert (
+        resolve("The notice period is 30 days. [9]", PASSAGES).citations == ()
+    )  # a wrong mark is not mended
 
 
 def test_streaming_shows_no_mark_before_its_sentence() -> None:

@@ -2,7 +2,7 @@
 
 They look like what users load: handbooks, price lists, house rules, manuals, contracts. Their lines are
 confusable on purpose (several fees, deadlines, persons), so that only reading tells them apart. The built-in
-model was not trained on them.
+model was not trained on them; the cross-encoder was, but for the domains in HELD_OUT.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from core.files import write_text
 from core.settings import PROJECT
 
 PAPERS = PROJECT / "data" / "eval" / "papers.txt"
+HELD_OUT = (
+    "Hotel Silberkrone",
+    "Larch Bay Sailing Club",
+    "Larch Mutual",
+    "Tannerbrook Public Library",
+    "Tarnfield Logistics",
+)
+"""Organisations that nothing here is trained on: measure on these."""
 
 
 @dataclass(frozen=True)
