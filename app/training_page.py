@@ -261,10 +261,12 @@ def plan(parts: Resources, methods: list[str], four_bit: bool) -> str:
     command = [sys.executable, "-m", "finetune.retrain", "--dry-run", "--methods", ",".join(methods)]
     command += ["--four-bit"] if four_bit else []
     environment = child_environment(parts.settings)
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode:
         log.error("the plan failed\n%s", done.stderr)
-        return "The plan could not be made; the web log says why."
+        if done.returncode < 0 or "Traceback" in done.stderr:
+            return "The plan could not be made; the web log says why."
+        return done.stderr.strip().splitlines()[-1]  # an expected error is one sentence with its next step
     return done.stdout.strip()
 
 

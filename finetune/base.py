@@ -28,12 +28,7 @@ from finetune.base_data import WORDS
 from finetune.base_export import SPECIAL
 from finetune.base_library import Library, Step
 from finetune.base_shelf import LABELS
-
-# The regular expression of Llama 3's tokenizer: llama.cpp knows it as `llama-bpe`.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from finetune.converter import LLAMA3_SPLIT
 
 
 def sources(source: Path) -> list[Path]:
@@ -63,7 +58,7 @@ def make_tokenizer(source: Path, out: Path, vocab: int, seed: int) -> None:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -36,6 +36,11 @@ FILES = (
     "conversion/qwen.py",
 )
 TIME_LIMIT = 3600
+# the regular expression of Llama 3's tokenizer, which llama.cpp calls `llama-bpe`
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
 

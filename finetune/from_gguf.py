@@ -18,14 +18,10 @@ from core.errors import ModelError, first_line
 from core.files import fsync_dir, read_json, require_space, sha256_of, write_json
 from core.gguf import check_gguf
 from core.settings import Settings
-from finetune.converter import check_tokenizer
+from finetune.converter import LLAMA3_SPLIT, check_tokenizer
 from finetune.plan import DEQUANTISED, memory_free, trainable_folder
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN2 = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral")
 SOURCE = "source.json"
 STALE = ("backend", "model_type", "is_local", "legacy", "local_files_only", "bos_token_id", "eos_token_id",
@@ -93,7 +89,7 @@ def splitting(family: str) -> dict[str, Any]:
         return whole
     if family == "smollm":
         return _sequence({"type": "Digits", "individual_digits": True}, whole)
-    patterns = {"llama-bpe": LLAMA3, "llama3": LLAMA3, "qwen2": QWEN2}
+    patterns = {"llama-bpe": LLAMA3_SPLIT, "llama3": LLAMA3_SPLIT, "qwen2": QWEN2}
     if family not in patterns:
         raise ModelError(
             f"How the tokenizer family {family!r} splits text is not known here.",

@@ -19,12 +19,8 @@ import numpy as np
 from core.adapters import CARD, GGUF, Adapter, AdapterRegistry
 from core.db import now_ms
 from core.files import owner_lock, sha256_of, write_json
-from finetune.converter import declare_no_bos, hf_to_gguf, lora_to_gguf, probe_strings
+from finetune.converter import LLAMA3_SPLIT, declare_no_bos, hf_to_gguf, lora_to_gguf, probe_strings
 
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -156,7 +152,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated"),
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from core.catalog import BUILTIN
 from core.types import Passage
 from rag.focus import focus
@@ -51,3 +53,16 @@ def test_the_prompt_numbers_only_what_was_kept() -> None:
 
 def test_nothing_in_nothing_out() -> None:
     assert focus("Anything?", [], 6) == []
+
+
+def test_the_cross_encoder_has_the_last_word_on_the_best() -> None:
+    def answers(question: str, lines: Sequence[str]) -> list[float]:
+        return [
+            0.9 if line == "Price list > Price list: The Basic plan costs 10 EUR." else 0.1 for line in lines
+        ]
+
+    found = focus("What is the notice period?", PASSAGES, 2, answers=answers)
+    assert [unit.text for part in found for unit in part.units] == [
+        "The Basic plan costs 10 EUR.",
+        "The notice period is 30 days.",  # the others stay in their order
+    ]
