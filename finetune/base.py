@@ -7,6 +7,7 @@ of the unit that holds the answer, or `Not in the documents.` The stages, each a
     start       instead of it: tokenizer and weights of an exported reader, to train on from there
     data        reading exercises, as shards of token ids (repeat it for more, with another --seed)
     train       wire the start circuits and train; resumes from its last checkpoint
+    dpo         then prefer right replies to made wrong ones; minutes, at the end once
     measure     label accuracy, exact copies and refusals on held-out documents and templates
     export      Hugging Face folder, GGUF, card
     all         everything in order
@@ -198,7 +199,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m finetune.base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["tokenizer", "start", "data", "train", "measure", "export", "all"])
+    parser.add_argument(
+        "stage", choices=["tokenizer", "start", "data", "train", "dpo", "measure", "export", "all"]
+    )
     parser.add_argument(
         "--source",
         type=Path,
@@ -240,6 +243,10 @@ def main(argv: list[str] | None = None) -> None:
         make_data(library, a.out, QUICK if a.quick else CURRICULUM, a.seed)
     if a.stage == "train" or everything:
         print(json.dumps(run_training(a.out, a.seed, a.quick, a.steps)))
+    if a.stage == "dpo" or everything:
+        from finetune.base_dpo import train as train_dpo
+
+        train_dpo(a.out, a.seed)
     if a.stage == "measure" or everything:
         print(json.dumps(run_measure(a.out), indent=1))
     if a.stage == "export" or everything:

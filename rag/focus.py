@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 
 from core.types import Passage, Unit
 from rag.chunks import units
@@ -21,6 +22,7 @@ from rag.words import content, overlap, rarity
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
 OWN_WEIGHT, HEADING_WEIGHT, SIMILARITY_WEIGHT = 0.25, 0.5, 1.0
 READ = 12  # units that the cross-encoder reads
+PRIOR_WEIGHT = 1.5  # of the score above beside the cross-encoder's log-odds
 
 
 def focus(
@@ -32,33 +34,39 @@ def focus(
 ) -> list[Passage]:
     """The passages with the `most` best units as their `units` (numbered 0: the prompt numbers them).
 
-    `answers` reads the READ best by words and `similarity` once more, and its order counts. Passages without
-    a kept unit are left out; the rest, and the units in them, stand best first.
+    `answers` reads the READ best by words and `similarity` once more, and its opinion counts most; the score
+    `answers` of a passage is then the best probability among its units. Passages without a kept unit are left
+    out; the rest, and the units in them, stand best first.
     """
     pairs = [(at, unit) for at, passage in enumerate(passages) for unit in _units(passage)]
     if not pairs:
         return []
     scores = _scores(question, passages, pairs, similarity)
     order = sorted(range(len(pairs)), key=lambda i: (-scores[i], i))
+    likely: dict[int, float] = {}
     if answers:
-        order = _read(question, passages, [(i, *pairs[i]) for i in order[:READ]], answers) + order[READ:]
+        read = order[:READ]
+        lines = [line_of(passages[pairs[i][0]], pairs[i][1]) for i in read]
+        likely = dict(zip(read, answers(question, lines), strict=True))
+        sure = {i: round(_log_odds(p) + PRIOR_WEIGHT * scores[i], 3) for i, p in likely.items()}
+        order = sorted(read, key=lambda i: (-sure[i], i)) + order[READ:]
     best: dict[int, list[int]] = {}
     for i in order[:most]:
         best.setdefault(pairs[i][0], []).append(i)
-    return [replace(passages[at], units=tuple(pairs[i][1] for i in chosen)) for at, chosen in best.items()]
+    return [
+        _kept(passages[at], [pairs[i][1] for i in chosen], [likely[i] for i in chosen if i in likely])
+        for at, chosen in best.items()
+    ]
 
 
-def _read(
-    question: str,
-    passages: Sequence[Passage],
-    candidates: Sequence[tuple[int, int, Unit]],
-    answers: Likelihood,
-) -> list[int]:
-    """Indices of the candidates (index, passage, unit), the likeliest answer first."""
-    likely = answers(question, [line_of(passages[at], unit) for _, at, unit in candidates])
-    # as below: rounding must not decide, and among equals the first order stays
-    order = sorted(range(len(candidates)), key=lambda n: (-round(likely[n], 3), n))
-    return [candidates[n][0] for n in order]
+def _kept(passage: Passage, kept: Sequence[Unit], likely: Sequence[float]) -> Passage:
+    scores = passage.scores | ({"answers": round(max(likely), 3)} if likely else {})
+    return replace(passage, units=tuple(kept), scores=scores)
+
+
+def _log_odds(probability: float) -> float:
+    sane = min(max(probability, 1e-6), 1 - 1e-6)
+    return log(sane / (1 - sane))
 
 
 def _units(passage: Passage) -> list[Unit]:

@@ -64,9 +64,12 @@ class Retriever:
         if not self.answers:
             return self.search(question, model.passages)
         found = self.search(question, CHOICE * model.passages)
-        best = focus(question, found, READ, self.similarity, self.answers)
-        place = {passage.chunk_id: at for at, passage in enumerate(best)}
-        return sorted(found, key=lambda passage: place.get(passage.chunk_id, READ))[: model.passages]
+        best = [
+            replace(passage, units=())  # it reads them whole
+            for passage in focus(question, found, READ, self.similarity, self.answers)
+        ]
+        chosen = {passage.chunk_id for passage in best}
+        return [*best, *(p for p in found if p.chunk_id not in chosen)][: model.passages]
 
     @property
     def similarity(self) -> Similarity | None:

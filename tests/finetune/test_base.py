@@ -182,6 +182,50 @@ def test_a_short_run_lowers_the_loss_and_resumes(folder: Path) -> None:
     assert set(base.run_measure(folder)["all"]) == {"n", "label", "copy", "wrong_refusal", "refused"}
 
 
+def test_made_pairs_differ_as_they_say(folder: Path) -> None:
+    from finetune.base_dpo import made
+    from finetune.base_train import Encoder, load
+
+    encoder = Encoder(folder)
+
+    def text(ids: object) -> str:
+        return str(encoder.tok.decode(list(ids), skip_special_tokens=False))  # type: ignore[call-overload]
+
+    kinds = Counter[str]()
+    for _ in range(5):
+        for pair in made(load(next((folder / "shards").glob("*.npz"))), encoder, random.Random(len(kinds))):
+            kinds[pair.kind] += 1
+            chosen, rejected = text(pair.chosen), text(pair.rejected)
+            assert chosen != rejected
+            assert chosen.endswith("<|im_end|>")
+            assert rejected.endswith("<|im_end|>")
+            if pair.kind == "invented":
+                assert REFUSAL in chosen
+                assert rejected.startswith("[1]")
+            elif pair.kind == "refused":
+                assert REFUSAL in rejected
+            elif pair.kind == "no number":
+                assert chosen.endswith(rejected)
+            elif pair.kind == "wrong number":
+                assert chosen.partition("]")[2] == rejected.partition("]")[2]
+            else:
+                assert f"\n{rejected.removesuffix('<|im_end|>')}\n" in text(pair.prompt)
+    assert set(kinds) == {"invented", "refused", "no number", "wrong number", "other"}
+
+
+def test_dpo_widens_the_margin(folder: Path) -> None:
+    from finetune import base_dpo
+    from finetune.base_train import restore
+
+    before = {name: weight.clone() for name, weight in restore(folder).state_dict().items()}
+    losses = base_dpo.train(folder, 0, most=60)
+    assert losses[0] == pytest.approx(0.693, abs=0.01)  # both models are the same at first
+    assert min(losses[len(losses) // 2 :]) < losses[0]
+    after = restore(folder).state_dict()
+    assert any(not after[name].equal(weight) for name, weight in before.items())
+    assert (folder / "state-sft.pt").exists()
+
+
 def test_the_reader_is_the_llama_of_transformers(folder: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
