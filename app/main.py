@@ -19,6 +19,7 @@ pages = st.navigation(
             title="Documents",
             icon=":material/description:",
         ),
+        st.Page(FOLDER / "search_page.py", url_path="search", title="Search", icon=":material/search:"),
         st.Page(FOLDER / "training_page.py", url_path="training", title="Training", icon=":material/school:"),
         st.Page(
             FOLDER / "adapters_page.py",

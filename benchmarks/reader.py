@@ -23,7 +23,8 @@ from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from evaluation.cases import Case, freeze_cases, read_golden
 from evaluation.metrics import LONGEST, fact_match, token_f1
 from evaluation.run import Result, evaluate, quote_replies
-from rag.citations import Likelihood
+from rag.answer import DOUBT
+from rag.citations import Likelihood, line_of
 from rag.citations import resolve as resolve_reply
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
@@ -43,9 +44,15 @@ class Check:
     threshold: float
     second_look: bool
 
-    def fails(self, result: Result) -> bool:
+    def fails(self, case: Case, result: Result) -> bool:
         """Whether this reply is replaced by quotes."""
-        return result.scores["support"] < self.threshold or (self.second_look and result.scores["refused"])
+        if result.scores["support"] < self.threshold:
+            return True
+        likely = answers()
+        if not self.second_look or result.scores["refused"] or likely is None:
+            return self.second_look and bool(result.scores["refused"])
+        lines = [line_of(passage, unit) for passage in case.passages for unit in passage.units]
+        return max(likely(case.question, lines), default=0.0) < DOUBT
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -145,11 +152,21 @@ def whole_row(
     name: str, cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
 ) -> Row:
     """The product as a whole, which quotes instead of an unsupported reply: not to be worse than quoting."""
-    shown = [other if check.fails(result) else result for result, other in zip(replies, quoted, strict=True)]
+    shown = _shown(cases, replies, quoted, check)
     value, beside = (sum(r.score for r in part) / len(cases) for part in (shown, quoted))
     return Row(
         f"{name}: score of reply with support check", value, "mean", beside, ">= reference", value >= beside
     )
+
+
+def _shown(
+    cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
+) -> list[Result]:
+    """What the product shows: the replies, or quotes instead."""
+    return [
+        other if check.fails(case, reply) else reply
+        for case, reply, other in zip(cases, replies, quoted, strict=True)
+    ]
 
 
 def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:

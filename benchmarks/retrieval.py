@@ -23,10 +23,10 @@ from statistics import fmean
 import numpy as np
 
 from benchmarks.beir import Collection, load
-from benchmarks.ranking_metrics import interval, ndcg, percentile, recall, reciprocal_rank
 from benchmarks.table import Row, main
 from core.db import Database, now_ms
 from core.settings import load_settings, quiet_environment
+from evaluation.ranking import interval, ndcg, percentile, recall, reciprocal_rank
 from rag import lexical
 from rag.documents import DocumentStore
 from rag.embed import Embedder, Vectors

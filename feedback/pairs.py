@@ -159,8 +159,9 @@ def _voted(key: str, members: list[Judged], cite: Cite, drops: list[Drop]) -> li
         users = [vote.user_id for vote in votes if vote.value > 0]
         reference = " ".join(_LABEL.sub(" ", completion).split())
         provenance = _provenance("vote", exchange, [], users)
-        # a liked quote stood in for a reply that nothing supported, or for a refusal
-        rejected = exchange.answer.raw.strip() if exchange.answer.mode == "quotes" else ""
+        # what was liked may have stood in for the model's reply: a quote, a refusal, the marks it forgot
+        raw = exchange.answer.raw.strip()
+        rejected = "" if _same_text(raw, completion) else raw
         grounded = is_grounded(completion, exchange)
         made.append(Example(key, exchange, completion, rejected, reference, grounded, provenance))
     return made
@@ -177,9 +178,19 @@ def _liked(exchange: Exchange, cite: Cite) -> tuple[str, str]:
         if len(answer.citations) != 1:
             return "", "several quotes were shown: which one was liked is unknown"
         return cite(answer.citations[0].quote, exchange.units).strip(), ""
+    if answer.mode == "refusal":
+        return REFUSAL, ""
     if answer.finish_reason == "length":
         return "", "it was cut off at the longest answer"
-    return (answer.raw.strip(), "") if answer.raw.strip() else ("", "the model wrote nothing")
+    raw = answer.raw.strip()
+    if not raw:
+        return "", "the model wrote nothing"
+    return (raw if _LABEL.search(raw) else cite(raw, exchange.units).strip()), ""
+
+
+def _same_text(one: str, other: str) -> bool:
+    """Whether two replies differ in nothing but how they are spaced, written and ended."""
+    return one.casefold().rstrip(". ").split() == other.casefold().rstrip(". ").split()
 
 
 def is_grounded(completion: str, exchange: Exchange) -> bool:

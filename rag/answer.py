@@ -22,13 +22,14 @@ from core.catalog import resolve as resolve_model
 from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
-from rag.citations import Resolved, quotes, resolve, so_far, support
+from rag.citations import Resolved, line_of, quotes, resolve, so_far, support
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
 from rag.smalltalk import small_talk
 
 POLL_SECONDS = 0.05
+DOUBT = 0.1  # likelihood of the best line below which a small model's answer is not believed (docs/log.md)
 
 
 class Interrupted(EngineUnavailable):
@@ -41,8 +42,12 @@ class Interrupted(EngineUnavailable):
 
 @dataclass(frozen=True)
 class _Run:
-    """How a question is to be answered: by which model, in which conversation, until which event."""
+    """How a question is to be answered: by which model, in which conversation, until which event.
 
+    `searched` is the question as it was searched for.
+    """
+
+    searched: str
     model: str
     conversation: str
     stop: threading.Event
@@ -56,7 +61,7 @@ class _Turn:
     prompt: Prompt
     sampling: dict[str, Any]
     timings: dict[str, float]
-    question: str
+    searched: str
     raw: str = ""
     reply: Reply | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -106,19 +111,19 @@ class Assistant:
             return
         self._prompt(asked, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
-        passages = self.retrieve(asked, history)
+        searched = _searched(asked, history)
+        passages = self.retriever.read_for(searched, self.model)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
         if not passages:
             yield REFUSAL
             yield replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
             return
-        run = _Run(model, conversation, stop or threading.Event(), timings)
+        run = _Run(searched, model, conversation, stop or threading.Event(), timings)
         yield from self._generate(asked, passages, history, run)
 
     def retrieve(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
-        earlier = [message["content"] for message in history if message["role"] == "user"]
-        return self.retriever.read_for(with_context(question, earlier), self.model)
+        return self.retriever.read_for(_searched(question, history), self.model)
 
     def _prompt(self, asked: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
         room = self.model.context - self.settings.answer_tokens
@@ -139,7 +144,7 @@ class Assistant:
         }
         while True:
             prompt = self._prompt(asked, passages, history)
-            turn = _Turn(prompt, sampling, run.timings, asked)
+            turn = _Turn(prompt, sampling, run.timings, run.searched)
             try:
                 stream = self.client.stream(
                     prompt.messages, run.model, conversation=run.conversation, **sampling
@@ -187,13 +192,28 @@ class Assistant:
         if resolved.refused:
             if not self.model.second_look:
                 return self._answer(turn, resolved, "refusal", True)
-        elif resolved.text and support(turn.raw, passages) >= self.settings.support_threshold:
+        elif (
+            resolved.text
+            and support(turn.raw, passages) >= self.settings.support_threshold
+            and not self._doubtful(turn)
+        ):
             return self._answer(turn, resolved, "answer", True)
         finder = self.retriever
-        quoted = quotes(turn.question, passages, finder.similarity, answers=finder.answers)
+        quoted = quotes(turn.searched, passages, finder.similarity, answers=finder.answers)
         if quoted is not None:
             return self._answer(turn, quoted, "quotes", False)
         return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", resolved.refused)
+
+    def _doubtful(self, turn: _Turn) -> bool:
+        """Whether a small model answered from lines of which none seems to answer.
+
+        An adapter is believed: its users taught it what the cross-encoder cannot know.
+        """
+        answers = self.retriever.answers
+        if answers is None or not self.model.second_look or (turn.reply and turn.reply.adapter):
+            return False
+        lines = [line_of(passage, unit) for passage in turn.prompt.passages for unit in passage.units]
+        return max(answers(turn.searched, lines), default=0.0) < DOUBT
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
         resolved = resolve(turn.raw, turn.prompt.passages)
@@ -235,6 +255,11 @@ class Assistant:
             sampling={},
             timings={},
         )
+
+
+def _searched(question: str, history: Sequence[Message]) -> str:
+    earlier = [message["content"] for message in history if message["role"] == "user"]
+    return with_context(question, earlier)
 
 
 def source_line(citation: Citation) -> str:

@@ -21,7 +21,7 @@ from rag.words import content, numbers, one_line, overlap, rarity
 QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
 HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
-QUOTE_LIKELIHOOD = 0.5  # of being the answer, where a cross-encoder says; then only this counts
+QUOTE_LIKELIHOOD = 0.2  # of being the answer, where a cross-encoder says; then only this counts
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
 Likelihood = Callable[[str, Sequence[str]], Sequence[float]]

@@ -71,5 +71,19 @@ class CrossEncoder:
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             from sentence_transformers import CrossEncoder as Model
 
-            self._model = Model(str(self.folder), device="cpu", max_length=TOKENS, local_files_only=True)
+            self._model = Model(
+                str(self.folder),
+                device="cpu",
+                max_length=TOKENS,
+                local_files_only=True,
+                # the file's own half precision is slow on a CPU
+                model_kwargs={"dtype": "bfloat16" if _knows_bfloat16() else "float32"},
+            )
         return self._model
+
+
+def _knows_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself: then it is nearly twice as fast, else far slower."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

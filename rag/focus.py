@@ -22,7 +22,7 @@ from rag.words import content, overlap, rarity
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
 OWN_WEIGHT, HEADING_WEIGHT, SIMILARITY_WEIGHT = 0.25, 0.5, 1.0
 READ = 12  # units that the cross-encoder reads
-PRIOR_WEIGHT = 1.5  # of the score above beside the cross-encoder's log-odds
+PRIOR_WEIGHT = 3.0  # of the score above beside the cross-encoder's log-odds
 
 
 def focus(

@@ -20,6 +20,7 @@ from rag.variety import WINDOW, varied
 from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
+LOOKED_AT = 16  # passages whose lines are compared when looking inside
 CHOICE = 2  # times the passages that a model reads are looked at by the cross-encoder
 
 
@@ -63,13 +64,35 @@ class Retriever:
             return focus(question, found, model.units, self.similarity, self.answers)
         if not self.answers:
             return self.search(question, model.passages)
-        found = self.search(question, CHOICE * model.passages)
-        best = [
-            replace(passage, units=())  # it reads them whole
-            for passage in focus(question, found, READ, self.similarity, self.answers)
-        ]
+        found = self._read_again(question, self.search(question, CHOICE * model.passages))
+        return [replace(passage, units=()) for passage in found[: model.passages]]  # it reads them whole
+
+    def stages(self, question: str, k: int) -> dict[str, list[Passage]]:
+        """The best `k` passages of every stage in its own order, with all their scores; for looking inside.
+
+        Stages: those of `search`, and `answers` where there is a cross-encoder. Empty for `dense` while the
+        vectors are unusable.
+        """
+        scores = self._scores(question)
+        orders: dict[str, list[int]] = {}
+        for stage in ("lexical", "dense", "fused", "reranked"):
+            with_score = [i for i in scores if stage in scores[i]]
+            orders[stage] = sorted(with_score, key=lambda i: (-scores[i][stage], i))[:k]
+        found = self.passages.get(sorted({i for order in orders.values() for i in order}))
+        ranked = {
+            stage: [replace(found[i], scores=scores[i]) for i in order if i in found]
+            for stage, order in orders.items()
+        }
+        if self.answers:
+            first, rest = ranked["reranked"][:LOOKED_AT], ranked["reranked"][LOOKED_AT:]
+            ranked["answers"] = [*self._read_again(question, first), *rest]
+        return ranked
+
+    def _read_again(self, question: str, found: list[Passage]) -> list[Passage]:
+        """In the order of the cross-encoder's best line of each; what it did not read follows as it was."""
+        best = focus(question, found, READ, self.similarity, self.answers)
         chosen = {passage.chunk_id for passage in best}
-        return [*best, *(p for p in found if p.chunk_id not in chosen)][: model.passages]
+        return [*best, *(passage for passage in found if passage.chunk_id not in chosen)]
 
     @property
     def similarity(self) -> Similarity | None:

@@ -46,7 +46,7 @@ def interval(values: Sequence[float], share: float = 0.95, draws: int = 1_000) -
     """
     if not values:
         raise ValueError("An interval needs at least one value.")
-    chance = random.Random(0)
+    chance = random.Random(0)  # noqa: S311
     means = sorted(fmean(chance.choices(values, k=len(values))) for _ in range(draws))
     cut = int(draws * (1 - share) / 2)
     return means[cut], means[-1 - cut]

@@ -4,7 +4,7 @@ from math import log2
 
 import pytest
 
-from benchmarks.ranking_metrics import interval, ndcg, percentile, recall, reciprocal_rank
+from evaluation.ranking import interval, ndcg, percentile, recall, reciprocal_rank
 
 GRADES = {"a": 3, "b": 1, "c": 0, "d": 2}
 
