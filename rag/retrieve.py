@@ -134,16 +134,19 @@ class Retriever:
 def with_context(question: str, earlier: Sequence[str]) -> str:
     """The question to search for: a follow-up ("and for her?") gets the content words of the one before.
 
-    Deterministic: a follow-up has fewer than three content words, or starts with or leans on a pronoun.
+    Deterministic: a follow-up has fewer than three content words (than two, where it is a whole question),
+    or starts with or leans on a pronoun.
     """
     if not earlier or not _leans(question):
         return question
     return f"{' '.join(dict.fromkeys(content(earlier[-1])))} {question}"
 
 
+_QUESTION_WORDS = frozenset({"what", "which", "who", "whom", "whose", "where", "when", "why", "how"})
 _PRONOUNS = frozenset({"it", "its", "they", "them", "their", "he", "him", "his", "she", "her"})
 
 
 def _leans(question: str) -> bool:
     plain = [word.lower() for word in words(question)]
-    return len(content(question)) < 3 or bool(_PRONOUNS & set(plain)) or plain[:1] in (["and"], ["but"])
+    enough = 2 if plain[:1] and plain[0] in _QUESTION_WORDS else 3
+    return len(content(question)) < enough or bool(_PRONOUNS & set(plain)) or plain[:1] in (["and"], ["but"])

@@ -103,6 +103,7 @@ def test_a_deleted_document_is_not_found_at_once(retriever: Retriever, ingestor:
         ("How heavy is it?", ["What is the Heron 7?"], "heron 7 How heavy is it?"),
         ("Where are the fire extinguishers of the depot?", ["What is the Heron 7?"], ""),
         ("And on Sundays?", [], ""),
+        ("What is the notice period?", ["What does the basic plan cost?"], ""),  # whole, though short
     ],
 )
 def test_follow_ups_are_searched_with_what_came_before(
