@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as fn
 
 from finetune.base_model import Reader
-from finetune.base_train import Encoder, Item, load, restore
+from finetune.base_train import Encoder, Item, load, put_back, restore
 
 BETA, RATE, TOKENS = 0.1, 2e-5, 3072
 # how often each kind of rejected reply is drawn for a question that has its answer
@@ -119,10 +119,7 @@ def train(folder: Path, seed: int, most: int = 6000) -> list[float]:
                 f"step {step + 1} of {len(groups)}, loss {np.mean(losses[-50:]):.3f}, {better:.2f}",
                 flush=True,
             )
-    state = folder / "state.pt"
-    saved = torch.load(state, weights_only=True)
-    state.rename(folder / "state-sft.pt")
-    torch.save({"model": model.state_dict(), "step": int(saved["step"])}, state)
+    put_back(folder, model, "state-sft.pt")
     return losses
 
 

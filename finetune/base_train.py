@@ -242,6 +242,14 @@ def restore(folder: Path) -> Reader:
     return model
 
 
+def put_back(folder: Path, model: Reader, kept: str) -> None:
+    """Make `model` the checkpoint of `folder`; the one that was there is kept under the name `kept`."""
+    state = folder / "state.pt"
+    step = int(torch.load(state, weights_only=True)["step"])
+    state.rename(folder / kept)
+    torch.save({"model": model.state_dict(), "step": step}, state)
+
+
 def measure(model: Reader, items: Sequence[Item], refusal: int) -> dict[str, dict[str, float]]:
     """Greedy behaviour by number of units, from one forward pass: when every argmax is the wanted token,
     greedy decoding gives exactly this answer. `refusal`: the first token of the refusal.

@@ -86,11 +86,11 @@ def test_more_rows_get_fewer_epochs(settings: Settings, tiny_model: TinyModel, t
     assert epochs[0] > epochs[-1]
 
 
-def test_only_a_gguf_cannot_be_trained(tmp_path: Path, tiny_model: TinyModel) -> None:
+def test_without_weights_it_says_where_to_get_them(tmp_path: Path, tiny_model: TinyModel) -> None:
     settings = Settings(data_dir=tmp_path)
     with pytest.raises(ModelError, match=r"understudy models pull qwen3-0.6b --trainable"):
         trainable_folder(settings, CATALOG["qwen3-0.6b"])
-    with pytest.raises(ModelError, match=r"GGUF file cannot be trained.*models list"):
+    with pytest.raises(ModelError, match=r"holds no trainable weights.*models list"):
         trainable_folder(settings, local_model(tiny_model.gguf))
 
 

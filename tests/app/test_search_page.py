@@ -1,0 +1,36 @@
+"""The Search page, on the running installation's documents."""
+
+from __future__ import annotations
+
+from app.resources import Resources
+from evaluation import bench
+from tests.app.test_pages import click, open_page, parts, shown
+
+__all__ = ["parts"]  # a fixture
+
+
+def test_the_search_page_shows_every_stage_and_measures(parts: Resources) -> None:
+    at = open_page("search")
+    assert "Type a question" in shown(at)
+    at.text_input[0].set_value("What is the notice period?").run()
+    assert not at.exception
+    text = shown(at)
+    for title in ("Words", "Meaning", "Both", "Feedback", "Read again"):
+        assert f"**{title}**" in text
+    assert "30 days" in text
+    assert "Nothing was measured yet" in text
+    gold = "question,document\nWhat is the notice period?,handbook.md\nWho sings?,gone.md\n"
+    names = {document.id: document.name for document in parts.documents.list()}
+    results = [
+        bench.measure(parts.assistant.retriever, bench.read_gold(gold.encode()), names, lambda _: None)
+        for _ in range(2)
+    ]
+    for result in results:
+        bench.keep(parts.settings.data_dir / "bench", result)
+    at = open_page("search")
+    assert "2 questions" in shown(at)
+    assert "0 questions better, 0 worse" in shown(at)
+    assert "gone" in shown(at)
+    at = click(at, "Measure")  # the golden questions, whose documents are not here
+    assert "50 questions" in shown(at)
+    assert len(bench.kept(parts.settings.data_dir / "bench")) == 3
