@@ -61,7 +61,7 @@ def test_a_run_started_in_the_browser_puts_a_new_adapter_under_the_next_answer(
         assert stage is not None, "the gate refused it"
         assert stage.adapter_id is not None
         page.get_by_role("link", name="Chat").click()
-        ask(page, "What does a diagnosis cost?")
+        ask(page, "Which batteries do you refuse?")  # nobody corrected that one
         page.get_by_text(stage.adapter_id).first.wait_for()
         visit.shot("run-answer")
         assert running.part("engine")["pid"] == engine  # swapped in, not restarted
