@@ -12,7 +12,7 @@ from app.resources import Resources
 from core.catalog import BUILTIN, installed
 from core.files import read_jsonl
 from core.settings import Settings
-from rag.ingest import open_ingestor
+from rag.reader import Reader
 from tests.app.site import Site, site, until
 from tests.app.test_browser import Visit, ask, browser, visit
 
@@ -30,7 +30,11 @@ def vote(running: Site) -> Resources:
     """What the users of the demonstration's first round do."""
     resources = Resources(running.settings)
     until(lambda: samples_ready(resources), "the samples", 300)
-    open_ingestor(resources.settings).ingest([ROUNDS / "price-notice-2023.md"], lambda _: None)
+    notice = ROUNDS / "price-notice-2023.md"
+    with Reader(resources.settings) as reader:
+        resources.documents.add(notice.name, notice.read_bytes(), "upload", reader)
+    resources.jobs.submit("ingest", once=True)
+    until(lambda: samples_ready(resources), "the notice", 300)
     resources.assistant.warm()
     for row in read_jsonl(ROUNDS / "round1.jsonl"):
         ask_and_vote(resources, row)
