@@ -70,7 +70,7 @@ def test_a_run_started_in_the_browser_puts_a_new_adapter_under_the_next_answer(
         visit.shot("run-answer")
         assert running.part("engine")["pid"] == engine  # swapped in, not restarted
         page.goto(f"{running.url}/adapters")
-        page.get_by_text("on stage", exact=True).first.wait_for()
+        page.locator(".stMarkdownBadge", has_text="on stage").first.wait_for()
         visit.shot("run-adapters")
         page.get_by_role("button", name="Roll back").click()
         page.get_by_label("Why").fill("only a test")
