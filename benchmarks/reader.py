@@ -23,8 +23,8 @@ from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from evaluation.cases import Case, freeze_cases, read_golden
 from evaluation.metrics import LONGEST, fact_match, token_f1
 from evaluation.run import Result, evaluate, quote_replies
-from rag.answer import DOUBT
-from rag.citations import Likelihood, line_of
+from rag.answer import doubtful
+from rag.citations import Likelihood
 from rag.citations import resolve as resolve_reply
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
@@ -51,8 +51,7 @@ class Check:
         likely = answers()
         if not self.second_look or result.scores["refused"] or likely is None:
             return self.second_look and bool(result.scores["refused"])
-        lines = [line_of(passage, unit) for passage in case.passages for unit in passage.units]
-        return max(likely(case.question, lines), default=0.0) < DOUBT
+        return doubtful(case.question, case.passages, likely)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -104,8 +103,7 @@ def embedder() -> Embedder:
 @cache
 def answers() -> Likelihood | None:
     """The cross-encoder as the product has it."""
-    crossencoder = CrossEncoder()
-    return crossencoder.answers if load_settings().cross_encoder and crossencoder.available else None
+    return CrossEncoder().opinion(load_settings())
 
 
 def quoted_alone(cases: Sequence[Case]) -> list[Result]:

@@ -23,10 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.files import sha256_of
-from core.types import Passage
 from finetune import base
-from finetune.base_export import write
+from finetune.base_export import hashes, write
 from finetune.base_library import Library, Step, Texts
 from finetune.base_papers import HELD_OUT, Domain, domains
 from finetune.base_shelf import Asked, Exercise, Shelf, Vectors, View, passage
@@ -84,14 +82,9 @@ def asked_on(
 
 def asked_of(domain: Domain, embedder: Embedder, without: float, rng: random.Random) -> Iterator[Choice]:
     """Every question to an organisation, on its own papers."""
-    sections, home = list[Passage](), dict[str, int]()
-    for title, text in domain.documents.items():
-        for part in text.split("\n## ")[1:]:
-            heading, *lines = part.strip().split("\n\n")
-            home |= dict.fromkeys(lines, len(sections))
-            sections.append(passage(f"{title} > {heading}", lines))
+    home = {line: at for at, (_, lines) in enumerate(domain.sections) for line in lines}
     vectors = Vectors(embedder)
-    shelf = Shelf(sections, vectors)
+    shelf = Shelf([passage(heading, lines) for heading, lines in domain.sections], vectors)
     pool = [(question_line(asked.question), asked.line) for asked in domain.asked]
     vectors.add(question for question, _ in pool)
     for question, line in pool:
@@ -250,9 +243,8 @@ def export(out: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     scorer.model.to(torch.float16)
     scorer.save(target)
-    names = sorted(p.name for p in target.iterdir() if p.name not in ("card.json", "README.md"))
     card = {"name": "Understudy cross-encoder", "from": EMBEDDING, "licence": "Apache-2.0"}
-    write(target / "card.json", card | {"files": {name: sha256_of(target / name) for name in names}})
+    write(target / "card.json", card | {"files": hashes(target)})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as fn
 
 from finetune.base_model import Reader
-from finetune.base_train import Encoder, Item, load, put_back, restore
+from finetune.base_train import Encoder, Item, load, padded, put_back, restore
 
 BETA, RATE, TOKENS = 0.1, 2e-5, 3072
 # how often each kind of rejected reply is drawn for a question that has its answer
@@ -69,10 +69,8 @@ def _unit(item: Item, number: int, encoder: Encoder) -> np.ndarray:
 
 def log_likelihood(model: Reader, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
     """Sum of the log probabilities of each reply's tokens after its prompt, shape (rows,)."""
-    whole = [np.concatenate(row).astype(np.int64) for row in rows]
-    ids = torch.zeros(len(rows), max(map(len, whole)), dtype=torch.long)
-    for at, tokens in enumerate(whole):
-        ids[at, : len(tokens)] = torch.from_numpy(tokens)
+    whole = [np.concatenate(row) for row in rows]
+    ids = padded(whole)
     hidden, _ = model(ids)
     sizes = [len(reply) for _, reply in rows]
     row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from core.files import sha256_of
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 GGUF = "understudy-reader-v2.gguf"
 CALIBRATION_UNITS = 10
@@ -93,16 +95,20 @@ def write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a model folder, by name."""
+    names = sorted(p.name for p in folder.iterdir() if p.name not in ("card.json", "README.md"))
+    return {name: sha256_of(folder / name) for name in names}
+
+
 def export(out: Path, target: Path) -> None:
     """Hugging Face folder, GGUF (F16), tokenizer agreement, and `card.json` with the hash of each file."""
-    from core.files import sha256_of
     from finetune.converter import check_tokenizer, hf_to_gguf
 
     factor = save_folder(out, target)
     hf_to_gguf(target, target / GGUF, "f16")
     agreed = check_tokenizer(target, target / GGUF)
     card = json.loads((target / "card.json").read_text("utf-8")) if (target / "card.json").exists() else {}
-    names = sorted(p.name for p in target.iterdir() if p.name not in ("card.json", "README.md"))
     shape = json.loads((target / "config.json").read_text("utf-8"))
     write(
         target / "card.json",
@@ -125,6 +131,6 @@ def export(out: Path, target: Path) -> None:
                     "tie_word_embeddings",
                 )
             },
-            "files": {n: sha256_of(target / n) for n in names},
+            "files": hashes(target),
         },
     )

@@ -35,10 +35,14 @@ class Asked:
 
 @dataclass
 class Domain:
-    """What one organisation wrote, as Markdown by document title, and what is asked of it."""
+    """What one organisation wrote, and what is asked of it.
+
+    `documents` are Markdown by title; `sections` the same as (`title > heading`, lines).
+    """
 
     name: str
     documents: dict[str, str] = field(default_factory=dict)
+    sections: list[tuple[str, list[str]]] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
     def write(self, folder: Path) -> list[Path]:
@@ -58,6 +62,7 @@ def domains() -> list[Domain]:
         if title:  # what stands before the first heading is only the opening of a document
             units = [line for line in lines if line[:2] not in ("? ", "@ ", "= ")]
             found[-1].asked += _asked(lines, units)
+            found[-1].sections.append((f"{title} > {heading}", units))
             found[-1].documents[title] += "\n\n".join([f"## {heading}", *units]) + "\n\n"
         for line in lines:
             if line.startswith("@ "):

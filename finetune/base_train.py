@@ -106,14 +106,19 @@ def batches(items: Sequence[Item], tokens: int, rng: np.random.Generator) -> Ite
         yield groups[g]
 
 
+def padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """Token ids as one tensor (rows, longest), zeros behind the shorter ones."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)] = torch.from_numpy(row.astype(np.int64))
+    return ids
+
+
 def losses(
     model: Reader, batch: Sequence[Item], dtype: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Answer loss, unit loss, and the share of items whose first answer token is right."""
-    width = max(len(i.ids) for i in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, item in enumerate(batch):
-        ids[row, : len(item.ids)] = torch.from_numpy(item.ids.astype(np.int64))
+    ids = padded([item.ids for item in batch])
     hidden, middle = model(ids, dtype)
     rows = torch.cat([torch.full((len(i.ids) - i.start,), r) for r, i in enumerate(batch)])
     cols = torch.cat([torch.arange(i.start, len(i.ids)) for i in batch])
@@ -260,9 +265,7 @@ def measure(model: Reader, items: Sequence[Item], refusal: int) -> dict[str, dic
     seen: dict[str, list[tuple[bool, bool, bool, bool]]] = {}
     with torch.no_grad():
         for batch in batches([i for i in items if len(i.ends)], 4096, np.random.default_rng(0)):
-            ids = torch.zeros(len(batch), max(len(i.ids) for i in batch), dtype=torch.long)
-            for row, item in enumerate(batch):
-                ids[row, : len(item.ids)] = torch.from_numpy(item.ids.astype(np.int64))
+            ids = padded([item.ids for item in batch])
             hidden, _ = model(ids, torch.float32)
             for row, item in enumerate(batch):
                 said = model.logits(hidden[row, item.start - 1 : len(item.ids) - 1]).argmax(-1)

@@ -70,7 +70,7 @@ def trainable_from_gguf(gguf: Path, target: Path) -> Path:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(gguf, partial, str(info.metadata.get("tokenizer.ggml.eos_token_id", "")))
+        _write(gguf, partial, info.metadata.get("tokenizer.ggml.eos_token_id"))
         _mend_tokenizer(partial, family)
         check_tokenizer(partial, gguf)
         write_json(partial / SOURCE, {"gguf": gguf.name, "sha256": sha256_of(gguf)})
@@ -105,7 +105,7 @@ def _sequence(*parts: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(parts)}
 
 
-def _write(gguf: Path, folder: Path, end: str) -> None:
+def _write(gguf: Path, folder: Path, end: int | None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,8 +121,8 @@ def _write(gguf: Path, folder: Path, end: str) -> None:
     # these are plain tensors now; the mark of their origin would forbid to save them
     model.hf_quantizer = model.quantization_method = None
     del model.config.quantization_config
-    if end:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end))
+    if end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

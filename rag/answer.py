@@ -22,7 +22,7 @@ from core.catalog import resolve as resolve_model
 from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
-from rag.citations import Resolved, line_of, quotes, resolve, so_far, support
+from rag.citations import Likelihood, Resolved, line_of, quotes, resolve, so_far, support
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
@@ -212,8 +212,7 @@ class Assistant:
         answers = self.retriever.answers
         if answers is None or not self.model.second_look or (turn.reply and turn.reply.adapter):
             return False
-        lines = [line_of(passage, unit) for passage in turn.prompt.passages for unit in passage.units]
-        return max(answers(turn.searched, lines), default=0.0) < DOUBT
+        return doubtful(turn.searched, turn.prompt.passages, answers)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
         resolved = resolve(turn.raw, turn.prompt.passages)
@@ -255,6 +254,12 @@ class Assistant:
             sampling={},
             timings={},
         )
+
+
+def doubtful(question: str, passages: Sequence[Passage], answers: Likelihood) -> bool:
+    """Whether no line of a prompt seems to answer the question."""
+    lines = [line_of(passage, unit) for passage in passages for unit in passage.units]
+    return max(answers(question, lines), default=0.0) < DOUBT
 
 
 def _searched(question: str, history: Sequence[Message]) -> str:

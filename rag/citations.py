@@ -94,14 +94,14 @@ def _holders(text: str, passages: Sequence[Passage]) -> tuple[int, ...]:
     said = content(text)
     if len(said) < 2:
         return ()
-    best, number = HELD, 0
-    for passage in passages:
-        for unit in passage.units:
-            source = f"{unit.text}\n{passage.document}\n{passage.heading}"
-            share = overlap(said, source) if numbers(text) <= numbers(source) else 0.0
-            if share > best or (share == best and not number):
-                best, number = share, unit.number
-    return (number,) if number else ()
+    held = {
+        unit.number: overlap(said, source) if numbers(text) <= numbers(source) else 0.0
+        for passage in passages
+        for unit in passage.units
+        for source in [headed(passage, unit)]
+    }
+    number = max(held, key=held.__getitem__, default=0)
+    return (number,) if number and held[number] >= HELD else ()
 
 
 def _numbers(marks: str) -> Iterator[int]:
@@ -165,11 +165,7 @@ def support(raw: str, passages: Sequence[Passage]) -> float:
     """
     if is_refusal(raw):
         return 1.0
-    held = {
-        unit.number: f"{unit.text}\n{passage.document}\n{passage.heading}"
-        for passage in passages
-        for unit in passage.units
-    }
+    held = {unit.number: headed(passage, unit) for passage in passages for unit in passage.units}
     found = cited(raw, passages)
     return min(
         (_held(sentence, "\n".join(held[n] for n in sentence.cites)) for sentence in found), default=0.0
@@ -223,12 +219,17 @@ def _fit(
 ) -> tuple[list[float], list[bool]]:
     """Scores of units by words and similarity, and which of them fit well enough to be quoted."""
     weights = rarity(unit.text for _, unit in pairs)
-    shares = [overlap(asked, f"{unit.text}\n{p.document}\n{p.heading}", weights) for p, unit in pairs]
+    shares = [overlap(asked, headed(passage, unit), weights) for passage, unit in pairs]
     own = [overlap(asked, unit.text, weights) for _, unit in pairs]
     close = similarity(question, [unit.text for _, unit in pairs]) if similarity else [0.0] * len(pairs)
     scores = [share + 0.25 * o + c for share, o, c in zip(shares, own, close, strict=True)]
     fitting = [s >= QUOTE_OVERLAP or c >= QUOTE_COSINE for s, c in zip(shares, close, strict=True)]
     return scores, fitting
+
+
+def headed(passage: Passage, unit: Unit) -> str:
+    """A unit with the names it stands under: what its words are compared with."""
+    return f"{unit.text}\n{passage.document}\n{passage.heading}"
 
 
 def line_of(passage: Passage, unit: Unit) -> str:

@@ -9,14 +9,15 @@ with the project; an installation without them does without.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.settings import PROJECT
+from core.settings import PROJECT, Settings
+from rag.citations import Likelihood
+from rag.embed import library
 
 FOLDER = PROJECT / "data" / "models" / "crossencoder"
 TOKENS = 160  # of question and line; a longer line loses its end
@@ -37,6 +38,10 @@ class CrossEncoder:
     def available(self) -> bool:
         """Whether the weights are there."""
         return (self.folder / "model.safetensors").is_file()
+
+    def opinion(self, settings: Settings) -> Likelihood | None:
+        """`answers`, where the weights are there and the setting wants them."""
+        return self.answers if settings.cross_encoder and self.available else None
 
     def answers(self, question: str, lines: Sequence[str]) -> list[float]:
         """For each line (see `rag.citations.line_of`) the probability, 0 to 1, that it answers `question`.
@@ -67,11 +72,7 @@ class CrossEncoder:
 
     def _load(self) -> Any:
         if self._model is None:
-            # transformers imports it when it is installed; it then reports a missing GPU kernel
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            from sentence_transformers import CrossEncoder as Model
-
-            self._model = Model(
+            self._model = library().CrossEncoder(
                 str(self.folder),
                 device="cpu",
                 max_length=TOKENS,

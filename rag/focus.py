@@ -15,7 +15,7 @@ from math import log
 
 from core.types import Passage, Unit
 from rag.chunks import units
-from rag.citations import Likelihood, Similarity, line_of
+from rag.citations import Likelihood, Similarity, headed, line_of
 from rag.words import content, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
@@ -81,7 +81,7 @@ def _scores(
     similarity: Similarity | None,
 ) -> list[float]:
     texts = [unit.text for _, unit in pairs]
-    headed = [f"{unit.text}\n{passages[at].document}\n{passages[at].heading}" for at, unit in pairs]
+    under = [headed(passages[at], unit) for at, unit in pairs]
     asked, weights = content(question), rarity(texts)
     close = similarity(question, texts) if similarity else [0.0] * len(texts)
     return [
@@ -89,5 +89,5 @@ def _scores(
         + HEADING_WEIGHT * overlap(asked, full, weights)
         # a nearly sorted tie would make the prompt depend on rounding; three digits do not
         + SIMILARITY_WEIGHT * round(float(c), 3)
-        for own, full, c in zip(texts, headed, close, strict=True)
+        for own, full, c in zip(texts, under, close, strict=True)
     ]

