@@ -236,7 +236,7 @@ class Database:
                 factory=_Connection,
             )
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode=WAL")
+            _enter_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA mmap_size=0")
@@ -306,6 +306,24 @@ class Database:
             connection.close()
         self._connections.clear()
         self._local = threading.local()
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, waiting for other processes that create the same file.
+
+    SQLite calls no busy handler for this change (two upgrading readers would wait for each other), so the
+    connection's timeout does not cover it.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # the low byte is the primary code; the rest says which kind of busy
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _statements(script: str) -> Iterator[str]:

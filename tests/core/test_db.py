@@ -225,10 +225,24 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "d.db"
-    code = "import sys; from pathlib import Path; from core.db import Database; Database(Path(sys.argv[1]))"
-    children = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=PROJECT) for _ in range(4)]
-    assert [child.wait() for child in children] == [0] * 4
+    # at the same instant, many times: one start in three failed before the switch to WAL was retried
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom core.db import Database\n"
+        "print(flush=True)\nstart = float(sys.stdin.readline())\n"
+        "for number in range(20):\n"
+        "    while time.time() < start + number * 0.05: pass\n"
+        "    Database(Path(sys.argv[1]) / str(number) / 'd.db').close()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipe = subprocess.PIPE
+    children = [subprocess.Popen(command, cwd=PROJECT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()  # imported and ready
+    start = f"{time.time() + 0.05}\n"
+    for child in children:
+        child.communicate(start, timeout=60)
+    assert [child.returncode for child in children] == [0, 0]
 
 
 def test_a_backup_of_a_busy_database_is_whole(tmp_path: Path) -> None:
