@@ -230,7 +230,7 @@ def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
         "import sys, time\nfrom pathlib import Path\nfrom core.db import Database\n"
         "print(flush=True)\nstart = float(sys.stdin.readline())\n"
         "for number in range(20):\n"
-        "    while time.time() < start + number * 0.05: pass\n"
+        "    while time.time() < start + number * 0.12: pass\n"
         "    Database(Path(sys.argv[1]) / str(number) / 'd.db').close()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -241,8 +241,10 @@ def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
         child.stdout.readline()  # imported and ready
     start = f"{time.time() + 0.05}\n"
     for child in children:
-        child.communicate(start, timeout=60)
-    assert [child.returncode for child in children] == [0, 0]
+        assert child.stdin is not None
+        child.stdin.write(start)
+        child.stdin.close()
+    assert [child.wait(60) for child in children] == [0, 0]
 
 
 def test_a_backup_of_a_busy_database_is_whole(tmp_path: Path) -> None:
