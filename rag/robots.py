@@ -1,7 +1,7 @@
 """robots.txt as RFC 9309 reads it: which addresses a site lets us fetch.
 
-Not by `urllib.robotparser`: it takes the first rule that fits instead of the longest, and knows no `*` and `$`,
-so it allows what a site forbids (`Disallow: /*.pdf$`, or `Allow: /` above `Disallow: /private`).
+Not by `urllib.robotparser`: it takes the first rule that fits instead of the longest, and knows no `*` and
+`$`, so it allows what a site forbids (`Disallow: /*.pdf$`, or `Allow: /` above `Disallow: /private`).
 """
 
 from __future__ import annotations
