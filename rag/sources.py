@@ -110,8 +110,8 @@ def web_address(database: Database, document_id: str) -> str:
     """Where on the web a document came from; "" for one that was not crawled."""
     with database.read() as connection:
         row = connection.execute(
-            "SELECT MIN(path) AS address FROM sources, json_each(sources.documents) AS entry"
-            " WHERE root GLOB 'http*://*' AND entry.value = ?",
+            "SELECT MIN(sources.path) AS address FROM sources, json_each(sources.documents) AS entry"
+            " WHERE sources.root GLOB 'http*://*' AND entry.value = ?",
             (document_id,),
         ).fetchone()
     return str(row["address"] or "")

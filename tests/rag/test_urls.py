@@ -67,8 +67,7 @@ def test_any_path_settles_at_once_and_is_ascii(path: str) -> None:
 def test_any_host_is_refused_or_plain(host: str) -> None:
     try:
         url = parse_url(f"http://{host}")
-    except DocumentError as error:
-        assert str(error).isascii()
+    except DocumentError:
         return
     assert url.host.isascii()
     assert url.host == url.host.lower()
