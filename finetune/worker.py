@@ -3,8 +3,8 @@
 Documents, crawls and training have a lane each, so that an upload never waits for a slow site or a night's
 training, and no two trainings ever run at once. While a child lives, the worker renews its job's lease; when
 the child dies without closing the job, the worker closes it with the child's last words. Cancelling ends the
-child's whole process group. There is one worker for a data folder, so leases left by a dead one are taken over
-at once.
+child's whole process group. There is one worker for a data folder, so leases left by a dead one are taken
+over at once.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 It has 1 GiB of memory, 30 s of processor time and 60 s in all per file, may not write files, and, where the
 kernel lets users make namespaces, lives in a network namespace of its own that has no way out.
 
-Protocol on the child's pipes: a JSON line `{"task", "name", "size"}` and the bytes go in, one JSON line comes
-out.
+Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
+With `"scan"` in the line a page's links or a sitemap's are read instead (`rag.loaders_links`).
 """
 
 from __future__ import annotations
@@ -51,24 +51,31 @@ class Reader:
 
         Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
         """
-        answer = self._do("read", name, data)
+        answer = self._answer({"name": name}, data)
         sections = tuple(Section(**section) for section in answer["sections"])
         return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
 
     def scan(self, data: bytes) -> Scan:
         """What a crawl needs of a web page (raises DocumentError as `read`)."""
-        answer = self._do("links", "page.html", data)
+        answer = self._answer({"name": "page.html", "scan": "page"}, data)
         return Scan(**(answer | {"links": tuple(answer["links"])}))
 
     def sitemap(self, data: bytes) -> Sitemap:
         """The addresses that a sitemap lists (raises DocumentError as `read`)."""
-        answer = self._do("sitemap", "sitemap.xml", data)
+        answer = self._answer({"name": "sitemap.xml", "scan": "sitemap"}, data)
         return Sitemap(tuple(answer["pages"]), tuple(answer["sitemaps"]))
 
-    def _do(self, task: str, name: str, data: bytes) -> dict[str, Any]:
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _answer(self, request: dict[str, Any], data: bytes) -> dict[str, Any]:
         child = self._start()
         try:
-            answer = self._ask(child, {"task": task, "name": name, "size": len(data)}, data)
+            answer = self._ask(child, request | {"size": len(data)}, data)
         except (OSError, ValueError):
             self.close()
             raise DocumentError(
@@ -78,13 +85,6 @@ class Reader:
         if "message" in answer:
             raise DocumentError(answer["message"], answer["next_step"])
         return answer
-
-    def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -123,13 +123,13 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _answer(task: str, name: str, data: bytes) -> dict[str, Any]:
+def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     from rag.loaders import extract
 
     try:
-        if task == "links":
-            return asdict(scan_html(data))
-        return asdict(scan_sitemap(data) if task == "sitemap" else extract(name, data))
+        if "scan" in request:
+            return asdict(scan_html(data) if request["scan"] == "page" else scan_sitemap(data))
+        return asdict(extract(request["name"], data))
     except DocumentError as error:
         return {"message": error.message, "next_step": error.next_step}
     except MemoryError:
@@ -159,7 +159,7 @@ def main() -> None:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         _limit()
-        reply = _answer(request["task"], request["name"], sys.stdin.buffer.read(request["size"]))
+        reply = _answer(request, sys.stdin.buffer.read(request["size"]))
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
 

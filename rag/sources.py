@@ -6,6 +6,7 @@ A site's root is its address, `https://example.org/docs/`, and its paths are who
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.db import Database
@@ -39,6 +40,7 @@ class Site:
 
 
 Sources = dict[str, Source]
+Addresses = dict[str, str]
 
 
 class SourceStore:
@@ -106,12 +108,19 @@ def sites(database: Database) -> list[Site]:
     return [Site(**dict(row)) for row in rows]
 
 
+def web_addresses(database: Database, ids: Iterable[str]) -> Addresses:
+    """Where on the web documents came from, by their ids; those that were not crawled are left out."""
+    wanted = json.dumps(list(ids))
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT entry.value AS id, MIN(sources.path) AS address"
+            " FROM sources, json_each(sources.documents) AS entry WHERE sources.root GLOB 'http*://*'"
+            " AND entry.value IN (SELECT value FROM json_each(?)) GROUP BY entry.value",
+            (wanted,),
+        ).fetchall()
+    return {str(row["id"]): str(row["address"]) for row in rows}
+
+
 def web_address(database: Database, document_id: str) -> str:
     """Where on the web a document came from; "" for one that was not crawled."""
-    with database.read() as connection:
-        row = connection.execute(
-            "SELECT MIN(sources.path) AS address FROM sources, json_each(sources.documents) AS entry"
-            " WHERE sources.root GLOB 'http*://*' AND entry.value = ?",
-            (document_id,),
-        ).fetchone()
-    return str(row["address"] or "")
+    return web_addresses(database, [document_id]).get(document_id, "")
