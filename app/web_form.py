@@ -27,7 +27,9 @@ def web_pages(parts: Resources) -> None:
         return
     job = next(iter(parts.jobs.list("crawl", limit=1)), None)
     known = sites(parts.database)
-    with st.expander("Web pages", icon=":material/language:", expanded=job is not None and job.open):
+    # whoever saw it at work also wants to see the outcome
+    st.session_state["crawl_open"] = st.session_state.get("crawl_open", False) or bool(job and job.open)
+    with st.expander("Web pages", icon=":material/language:", expanded=st.session_state["crawl_open"]):
         _form(parts, job)
         if job is not None and job.open:
             _watch(parts, job.id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def forget_site(store: DocumentStore, lock: Path, root: str, report: Report) -> 
 def _remove_orphans(store: DocumentStore, rows: SourceStore, report: Report) -> int:
     orphans = rows.orphans()
     for document_id in orphans:
-        report(f"removed    {store.get(document_id).name}")
-        store.delete(document_id, "crawl")
+        with suppress(NotFoundError):  # somebody else was quicker
+            report(f"removed    {store.get(document_id).name}")
+            store.delete(document_id, "crawl")
     return len(orphans)

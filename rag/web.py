@@ -258,7 +258,10 @@ def _read_head(url: Url, response: httpcore.Response) -> tuple[Answer, str, int]
     """The answer without its body, the body's encoding, and the length that the server promises."""
     headers: dict[str, str] = {}
     for name, value in response.headers:
-        headers.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "replace").strip())
+        key, text = name.decode("latin-1").lower(), value.decode("utf-8", "replace").strip()
+        if key == "x-robots-tag" and key in headers:
+            headers[key] += f",{text}"
+        headers.setdefault(key, text)
     kind = headers.get("content-type", "")
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", kind, re.IGNORECASE)
     location = headers.get("location", "") if response.status in REDIRECTS else ""
