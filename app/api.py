@@ -228,7 +228,10 @@ def _ours(asked: Asked) -> dict[str, Any]:
         "model": answer.model,
         "adapter": answer.adapter,
         "supported": answer.supported,
-        "citations": [asdict(citation) for citation in answer.citations],
+        "citations": [
+            asdict(citation) | {"url": asked.addresses.get(citation.document_id, "")}
+            for citation in answer.citations
+        ],
         "passages": [
             {
                 key: getattr(passage, key)

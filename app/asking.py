@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.resources import Resources
 from core.errors import EngineUnavailable, UnderstudyError
@@ -21,6 +21,7 @@ from feedback.records import Correction, Status
 from rag.answer import Interrupted
 from rag.citations import resolve
 from rag.prompt import cite
+from rag.sources import web_addresses
 
 log = logging.getLogger("understudy.web")
 RETURN_S = 15.0  # a restarted engine is back within ten seconds (unless its model is large)
@@ -44,6 +45,7 @@ class Asked:
     exchange_id: str
     answer: Answer
     status: Status
+    addresses: dict[str, str] = field(default_factory=dict)  # of cited documents that came from the web
 
 
 class Turn:
@@ -131,7 +133,8 @@ class Turn:
             question.conversation_id, question.user, question.text, answer, status
         )
         if tell:
-            self._items.put(Asked(exchange, answer, status))
+            cited = {citation.document_id for citation in answer.citations}
+            self._items.put(Asked(exchange, answer, status, web_addresses(self.resources.database, cited)))
 
 
 def corrected_answer(resources: Resources, question: Question) -> Answer | None:

@@ -10,6 +10,7 @@ import streamlit as st
 from app.answer_view import short
 from app.resources import USER, Resources, resources
 from app.source_view import plain
+from app.web_form import show_address, web_pages
 from core.errors import NotFoundError, UnderstudyError
 from core.jobs import Job
 from rag.citations import safe_markdown
@@ -34,6 +35,7 @@ def page() -> None:
     st.title("Documents", anchor=False)
     st.caption("Answers come from these documents and from nothing else.")
     upload(parts)
+    web_pages(parts)
     progress(parts)
 
 
@@ -153,6 +155,7 @@ def row(parts: Resources, document: Document) -> None:
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(label, icon=icon, color=color)  # type: ignore[arg-type]
                 st.caption(details(document))
+            show_address(parts, document)
             if document.error:
                 st.caption(safe_markdown(document.error))
             if found := warnings(document.quality, document.same_as):

@@ -8,6 +8,7 @@ from app.resources import Resources
 from core.errors import UnderstudyError
 from core.types import Citation
 from rag.citations import safe_markdown
+from rag.sources import web_address
 
 AROUND = 700  # characters shown before and after the cited words
 FURTHER = 6000
@@ -24,6 +25,8 @@ def _dialog(parts: Resources, citation: Citation) -> None:
     st.markdown(f"**{safe_markdown(citation.document)}**")
     where = [citation.heading, f"page {citation.page}" if citation.page else ""]
     st.caption(safe_markdown(" · ".join(part for part in where if part)))
+    if address := web_address(parts.database, citation.document_id):
+        st.code(address, language=None, wrap_lines=True)  # to be copied: text of a page is never a link
     try:
         text = parts.documents.text(citation.document_id)
     except UnderstudyError:

@@ -180,6 +180,10 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (root, path)
     );
     """,
+    """
+    ALTER TABLE sources ADD COLUMN etag TEXT NOT NULL DEFAULT '';            -- of a crawled page
+    ALTER TABLE sources ADD COLUMN last_modified TEXT NOT NULL DEFAULT '';   -- its header
+    """,
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 import tempfile
 import tomllib
@@ -48,6 +49,8 @@ class Settings:
     temperature: float = 0.0  # 0 is greedy
     support_threshold: float = 0.6  # share of a reply's words its cited units must hold
     upload_mb: int = 25  # largest document
+    crawl: bool = False  # let `understudy crawl` and the Documents page fetch web pages
+    crawl_hosts: str = ""  # intranet hosts that may be crawled, such as "wiki.local, docs.local:8080"
     schedule: str = "off"  # retraining: off, nightly, or votes
     schedule_hour: int = 2  # local hour of the nightly run
     schedule_votes: int = 50  # newly approved rows that start a run when schedule is votes
@@ -64,6 +67,11 @@ class Settings:
     def method_list(self) -> tuple[str, ...]:
         """The training stages, in order."""
         return tuple(part.strip() for part in self.methods.split(",") if part.strip())
+
+    @property
+    def crawl_host_list(self) -> tuple[str, ...]:
+        """The intranet hosts that may be crawled, each `name` or `name:port`."""
+        return tuple(part.strip().lower() for part in self.crawl_hosts.split(",") if part.strip())
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -148,6 +156,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# exactly one host each: no wildcard, no network, no address with a path
+_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     if host == "localhost":
@@ -170,6 +182,12 @@ def _check(settings: Settings) -> None:
     unknown = [method for method in settings.method_list if method not in METHODS]
     if unknown or not settings.method_list:
         raise SettingsError(f"Setting methods is {settings.methods!r}; choose from {', '.join(METHODS)}.")
+    for host in settings.crawl_host_list:
+        if not _HOST.fullmatch(host):
+            raise SettingsError(
+                f"Setting crawl_hosts names {host!r}, which is not a host.",
+                "Name hosts as they stand in an address, such as wiki.local or docs.local:8080.",
+            )
     if not is_loopback(settings.host) and len(settings.password) < 12:
         raise SettingsError(
             f"Listening on {settings.host} lets other machines in, so a password is required.",

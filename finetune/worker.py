@@ -1,9 +1,10 @@
 """The worker: `python -m finetune.worker` takes jobs from the database and runs each in a child process.
 
-Documents and training have a lane each, so that an upload never waits for a night's training, and no two
-trainings ever run at once. While a child lives, the worker renews its job's lease; when the child dies
-without closing the job, the worker closes it with the child's last words. Cancelling ends the child's whole
-process group. There is one worker for a data folder, so leases left by a dead one are taken over at once.
+Documents, crawls and training have a lane each, so that an upload never waits for a slow site or a night's
+training, and no two trainings ever run at once. While a child lives, the worker renews its job's lease; when
+the child dies without closing the job, the worker closes it with the child's last words. Cancelling ends the
+child's whole process group. There is one worker for a data folder, so leases left by a dead one are taken
+over at once.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ from core.settings import Settings, load_settings, quiet_environment
 from feedback.store import FeedbackStore
 from finetune.children import last_words, signal_group, start, stop
 
-MODULES = {"ingest": "rag.ingest", "index": "rag.index", "retrain": "finetune.retrain"}
-LANES = (("ingest", "index"), ("retrain",))
+MODULES = {
+    "ingest": "rag.ingest",
+    "index": "rag.index",
+    "crawl": "rag.crawl_command",
+    "retrain": "finetune.retrain",
+}
+LANES = (("ingest", "index"), ("crawl",), ("retrain",))
 TICK, BEAT, GRACE, SCHEDULE = 0.5, 2.0, 10.0, 30.0  # seconds
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
+from core.db import Database
 from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
@@ -27,6 +28,7 @@ from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_cli
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
 from rag.smalltalk import small_talk
+from rag.sources import web_addresses
 
 POLL_SECONDS = 0.05
 
@@ -313,9 +315,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     quiet_environment()
-    answer = _ask_once(load_settings(), " ".join(options.question), options.model)
+    settings = load_settings()
+    answer = _ask_once(settings, " ".join(options.question), options.model)
+    urls = web_addresses(Database(settings.database), [cited.document_id for cited in answer.citations])
     if options.json:
         shown = asdict(answer)
+        for cited in shown["citations"]:
+            cited["url"] = urls.get(cited["document_id"], "")
         wanted = (
             "text",
             "mode",
@@ -331,7 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
             json.dumps({"answer": shown.pop("text")} | {k: shown[k] for k in wanted[1:]}, ensure_ascii=False)
         )
     else:
-        print("\n\n".join([answer.text, "\n".join(map(source_line, answer.citations))]).strip())
+        lines = [f"{source_line(c)} {urls.get(c.document_id, '')}".rstrip() for c in answer.citations]
+        print("\n\n".join([answer.text, "\n".join(lines)]).strip())
     return 0
 
 

@@ -34,7 +34,7 @@ def read_html(data: bytes, outline: Outline) -> None:
     from bs4 import BeautifulSoup
 
     text = decode(data)
-    _check_depth(text)
+    check_depth(text)
     soup = BeautifulSoup(text, "lxml")
     for tag in soup.find_all(_SKIP):
         tag.decompose()
@@ -53,7 +53,7 @@ def read_html(data: bytes, outline: Outline) -> None:
     _walk(root, outline)
 
 
-def _check_depth(text: str) -> None:
+def check_depth(text: str) -> None:
     """Refuse nesting that no page has: walking it would take time quadratic in its depth."""
     depth = 0
     for closing, _ in re.findall(

@@ -4,6 +4,7 @@ It has 1 GiB of memory, 30 s of processor time and 60 s in all per file, may not
 kernel lets users make namespaces, lives in a network namespace of its own that has no way out.
 
 Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
+With `"scan"` in the line a page's links or a sitemap's are read instead (`rag.loaders_links`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from core.errors import DocumentError
 from core.settings import PROJECT, Settings, child_environment
+from rag.loaders_links import Scan, Sitemap, scan_html, scan_sitemap
 from rag.outline import Extracted, Section
 
 MEMORY_BYTES = 1 << 30
@@ -49,9 +51,31 @@ class Reader:
 
         Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
         """
+        answer = self._answer({"name": name}, data)
+        sections = tuple(Section(**section) for section in answer["sections"])
+        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
+
+    def scan(self, data: bytes) -> Scan:
+        """What a crawl needs of a web page (raises DocumentError as `read`)."""
+        answer = self._answer({"name": "page.html", "scan": "page"}, data)
+        return Scan(**(answer | {"links": tuple(answer["links"])}))
+
+    def sitemap(self, data: bytes) -> Sitemap:
+        """The addresses that a sitemap lists (raises DocumentError as `read`)."""
+        answer = self._answer({"name": "sitemap.xml", "scan": "sitemap"}, data)
+        return Sitemap(tuple(answer["pages"]), tuple(answer["sitemaps"]))
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _answer(self, request: dict[str, Any], data: bytes) -> dict[str, Any]:
         child = self._start()
         try:
-            answer = self._ask(child, name, data)
+            answer = self._ask(child, request | {"size": len(data)}, data)
         except (OSError, ValueError):
             self.close()
             raise DocumentError(
@@ -60,15 +84,7 @@ class Reader:
             ) from None
         if "message" in answer:
             raise DocumentError(answer["message"], answer["next_step"])
-        sections = tuple(Section(**section) for section in answer["sections"])
-        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
-
-    def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
+        return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -83,11 +99,10 @@ class Reader:
             )
         return self._child
 
-    def _ask(self, child: subprocess.Popen[bytes], name: str, data: bytes) -> dict[str, Any]:
+    def _ask(self, child: subprocess.Popen[bytes], request: dict[str, Any], data: bytes) -> dict[str, Any]:
         assert child.stdin is not None
         assert child.stdout is not None
-        head = json.dumps({"name": name, "size": len(data)}).encode() + b"\n"
-        child.stdin.write(head + data)
+        child.stdin.write(json.dumps(request).encode() + b"\n" + data)
         child.stdin.flush()
         deadline = time.monotonic() + WALL_SECONDS
         answer = bytearray()
@@ -108,11 +123,13 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _answer(name: str, data: bytes) -> dict[str, Any]:
+def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     from rag.loaders import extract
 
     try:
-        return asdict(extract(name, data))
+        if "scan" in request:
+            return asdict(scan_html(data) if request["scan"] == "page" else scan_sitemap(data))
+        return asdict(extract(request["name"], data))
     except DocumentError as error:
         return {"message": error.message, "next_step": error.next_step}
     except MemoryError:
@@ -142,7 +159,7 @@ def main() -> None:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         _limit()
-        reply = _answer(request["name"], sys.stdin.buffer.read(request["size"]))
+        reply = _answer(request, sys.stdin.buffer.read(request["size"]))
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
 

@@ -1,8 +1,12 @@
-"""What synchronised folders held when they were last looked at: one row per file, in the database."""
+"""What synchronised folders and sites held when they were last looked at: one row per file or page.
+
+A site's root is its address, `https://example.org/docs/`, and its paths are whole addresses.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.db import Database
@@ -11,7 +15,10 @@ from rag.documents import SYNCED
 
 @dataclass(frozen=True)
 class Source:
-    """A file below a synchronised folder; `stamp` is (bytes, modification time in ns, inode)."""
+    """A file below a synchronised folder; `stamp` is (bytes, modification time in ns, inode).
+
+    A page has the ETag and Last-Modified of the version that is stored instead of a time and an inode.
+    """
 
     path: str
     stamp: tuple[int, int, int]
@@ -19,9 +26,21 @@ class Source:
     documents: tuple[str, ...]
     error: str
     reader: str
+    etag: str = ""
+    modified: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A crawled site: its address, how many pages were seen, and how many of them are documents."""
+
+    address: str
+    pages: int
+    documents: int
 
 
 Sources = dict[str, Source]
+Addresses = dict[str, str]
 
 
 class SourceStore:
@@ -43,6 +62,8 @@ class SourceStore:
                 tuple(json.loads(row["documents"])),
                 row["error"],
                 row["reader"],
+                row["etag"],
+                row["last_modified"],
             )
             for row in rows
         }
@@ -51,10 +72,11 @@ class SourceStore:
         """Add or replace a file's row."""
         with self.database.write() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO sources VALUES (?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO sources (root, path, bytes, modified_ns, inode, hash, documents,"
+                " error, reader, etag, last_modified) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
                 (
-                    *(self.root, source.path, *source.stamp, source.hash),
-                    *(json.dumps(source.documents), source.error, source.reader),
+                    *(self.root, source.path, *source.stamp, source.hash, json.dumps(source.documents)),
+                    *(source.error, source.reader, source.etag, source.modified),
                 ),
             )
 
@@ -74,3 +96,31 @@ class SourceStore:
                 (SYNCED,),
             ).fetchall()
         return [str(row["id"]) for row in rows]
+
+
+def sites(database: Database) -> list[Site]:
+    """Every crawled site, by its address."""
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT root AS address, COUNT(*) AS pages, SUM(documents != '[]') AS documents FROM sources"
+            " WHERE root GLOB 'http*://*' GROUP BY root ORDER BY root"
+        ).fetchall()
+    return [Site(**dict(row)) for row in rows]
+
+
+def web_addresses(database: Database, ids: Iterable[str]) -> Addresses:
+    """Where on the web documents came from, by their ids; those that were not crawled are left out."""
+    wanted = json.dumps(list(ids))
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT entry.value AS id, MIN(sources.path) AS address"
+            " FROM sources, json_each(sources.documents) AS entry WHERE sources.root GLOB 'http*://*'"
+            " AND entry.value IN (SELECT value FROM json_each(?)) GROUP BY entry.value",
+            (wanted,),
+        ).fetchall()
+    return {str(row["id"]): str(row["address"]) for row in rows}
+
+
+def web_address(database: Database, document_id: str) -> str:
+    """Where on the web a document came from; "" for one that was not crawled."""
+    return web_addresses(database, [document_id]).get(document_id, "")

@@ -40,6 +40,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "uvicorn": WEB,
     "pydantic": (*WEB, "rag/model.py"),
     "httpx": ("rag/model.py", "app/", "core/catalog.py"),
+    "httpcore": ("rag/web.py",),
+    "idna": ("rag/urls.py",),
     "openai": ("rag/model.py",),
     "langchain_openai": ("rag/model.py",),
     "langchain_core": ("rag/",),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.db import Database
 from core.settings import Settings, load_settings
+from rag.crawl import Crawled, Limits, Tools, crawl
+from rag.documents import DocumentStore
 from rag.embed import Embedder
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
+from rag.urls import parse_url
+from tests.rag.webs import Web, serving
 
 HANDBOOK = b"""# Staff guide
 
@@ -73,3 +78,28 @@ def index(settings: Settings, database: Database) -> Iterator[Index]:
 def ingestor(settings: Settings, database: Database, index: Index, embedder: Embedder) -> Ingestor:
     """An ingestor with everything real."""
     return Ingestor(settings, database, index, embedder)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server on loopback with an empty table."""
+    with serving() as web:
+        yield web
+
+
+Crawl = Callable[..., Crawled]
+
+
+@pytest.fixture
+def run(web: Web, database: Database, settings: Settings, reader: Reader, tmp_path: Path) -> Crawl:
+    """Crawls the server, without pauses unless told."""
+
+    def go(path: str = "/docs/", limits: Limits | None = None, **told: Any) -> Crawled:
+        limits = limits or Limits(delay=0)
+        store = DocumentStore(database, settings)
+        return crawl(
+            Tools(store, web.fetcher(), reader, tmp_path / "lock", limits, **told),
+            parse_url(web.address + path),
+        )
+
+    return go
