@@ -22,10 +22,11 @@ from core.catalog import CatalogModel, resolve
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from evaluation.cases import Case, freeze_cases, read_golden
 from evaluation.metrics import LONGEST, fact_match, token_f1
-from evaluation.run import Result, evaluate, quote_replies
+from evaluation.run import Result, evaluate, judged, quote_replies
 from rag.answer import doubtful
 from rag.citations import Likelihood
 from rag.citations import resolve as resolve_reply
+from rag.copies import mended
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
 from rag.model import ModelClient, engine_client
@@ -39,18 +40,24 @@ GOLDEN_GOAL, XQUAD_GOAL, CITED_GOAL, REFUSED_GOAL, WRONGLY_REFUSED = 0.7, 0.6, 0
 
 @dataclass(frozen=True)
 class Check:
-    """When the product quotes instead of showing the reply (as `rag.answer` does)."""
+    """What the product shows of a reply (as `rag.answer` does)."""
 
     threshold: float
-    second_look: bool
+    model: CatalogModel
 
-    def fails(self, case: Case, result: Result) -> bool:
-        """Whether this reply is replaced by quotes."""
+    def shown(self, case: Case, result: Result, quoted: Result) -> Result:
+        """The reply, mended where it is a copy that went wrong, or the quote that replaces it."""
+        if self._fails(case, result):
+            return quoted
+        text = mended(result.reply, case.passages) if self.model.cite_first else result.reply
+        return result if text == result.reply else judged(case, text, self.model.id)
+
+    def _fails(self, case: Case, result: Result) -> bool:
         if result.scores["support"] < self.threshold:
             return True
         likely = answers()
-        if not self.second_look or result.scores["refused"] or likely is None:
-            return self.second_look and bool(result.scores["refused"])
+        if not self.model.second_look or result.scores["refused"] or likely is None:
+            return self.model.second_look and bool(result.scores["refused"])
         resolved = resolve_reply(result.reply, case.passages)
         return doubtful(case.question, case.passages, resolved, likely)
 
@@ -62,7 +69,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
-        check = Check(settings.support_threshold, model.second_look)
+        check = Check(settings.support_threshold, model)
         golden = golden_cases(settings, model, limit)
         with engine_client(settings) as client:
             rows = golden_rows(model.name, golden, client, check)
@@ -165,10 +172,7 @@ def _shown(
     cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
 ) -> list[Result]:
     """What the product shows: the replies, or quotes instead."""
-    return [
-        other if check.fails(case, reply) else reply
-        for case, reply, other in zip(cases, replies, quoted, strict=True)
-    ]
+    return [check.shown(*each) for each in zip(cases, replies, quoted, strict=True)]
 
 
 def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:

@@ -126,8 +126,13 @@ def quote_replies(
         found = quotes(case.question, case.passages, similarity, most=1, answers=answers)
         unit = found.units[0] if found else None
         text = f"[{unit.number}] {unit.text}" if unit else REFUSAL
-        results.append(_result(case, Reply(text, "stop", "quotes@base", "quotes", None, 0, 0), 0.0))
+        results.append(judged(case, text, "quotes"))
     return results
+
+
+def judged(case: Case, text: str, author: str) -> Result:
+    """A reply that no model wrote just now, scored."""
+    return _result(case, Reply(text, "stop", f"{author}@base", author, None, 0, 0), 0.0)
 
 
 def mean(results: Sequence[Result], measure: str = "score") -> float:

@@ -24,6 +24,7 @@ from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.citations import Likelihood, Resolved, quotes, resolve, so_far, support
+from rag.copies import mended
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
@@ -198,6 +199,8 @@ class Assistant:
             and support(turn.raw, passages) >= self.settings.support_threshold
             and not self._doubtful(turn, resolved)
         ):
+            if self.model.cite_first:
+                resolved = resolve(mended(turn.raw, passages), passages)
             return self._answer(turn, resolved, "answer", True)
         finder = self.retriever
         quoted = quotes(turn.searched, passages, finder.similarity, answers=finder.answers)
