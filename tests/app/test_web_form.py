@@ -50,7 +50,7 @@ def open_page() -> AppTest:
 
 def shown(at: AppTest) -> str:
     kinds = ("markdown", "caption", "warning", "success")
-    return "\n".join(str(element.value) for kind in kinds for element in at.get(kind))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in at.get(kind))
 
 
 def press(at: AppTest, label: str) -> AppTest:
