@@ -51,7 +51,8 @@ class Check:
         likely = answers()
         if not self.second_look or result.scores["refused"] or likely is None:
             return self.second_look and bool(result.scores["refused"])
-        return doubtful(case.question, case.passages, likely)
+        resolved = resolve_reply(result.reply, case.passages)
+        return doubtful(case.question, case.passages, resolved, likely)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -118,6 +119,8 @@ def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Ch
     right, beside = mean(replies, cases, "citation", True), mean(quoted, cases, "citation", True)
     seconds = sum(r.ms for r in replies) / 1000
 
+    shown = mean(_shown(cases, replies, quoted, check), cases, "citation", True)
+
     def row(label: str, measure: str, answerable: bool) -> Row:
         unit = "of answerable" if answerable else "of unanswerable"
         values = [mean(r, cases, measure, answerable) for r in (replies, quoted)]
@@ -125,6 +128,7 @@ def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Ch
 
     return [
         at_least(f"{name}, golden: fact and citation right", right, GOLDEN_GOAL, "of answerable", beside),
+        at_least("golden, with support check: the same", shown, GOLDEN_GOAL, "of answerable", beside),
         row("fact right", "fact", True),
         row("evidence in the prompt (retrieval's limit)", "reachable", True),
         row("wrongly refused", "refused", True),
@@ -191,18 +195,30 @@ def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check
 def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
     """Search questions on one passage, half of them without an answer."""
     plain = [case.case for case in cases]
-    wrongly, rightly = (mean(replies, plain, "refused", answerable) for answerable in (True, False))
+    quoted = quoted_alone(plain)
     refused = [case for case, reply in zip(plain, replies, strict=True) if reply.scores["refused"]]
     precision = sum(not case.answerable for case in refused) / max(1, len(refused))
     answered = [(c, r) for c, r in zip(cases, replies, strict=True) if c.gold and not r.scores["refused"]]
     found = sum(_cites(case, reply) for case, reply in answered) / max(1, len(answered))
     return [
-        at_least("clapnq: unanswerable refused (recall)", rightly, REFUSED_GOAL, "of unanswerable"),
-        Row("clapnq: answerable wrongly refused", wrongly, "of answerable", None,
-            f"<= {WRONGLY_REFUSED}", wrongly <= WRONGLY_REFUSED),
+        *_refusal_rows("clapnq", plain, replies, quoted),
+        *_refusal_rows("clapnq, with support check", plain, _shown(plain, replies, quoted, check), quoted),
         Row("clapnq: refusals that are right (precision)", precision, "of refusals"),
         Row("clapnq: cites a sentence that the annotators chose", found, "of answerable answered",
             sum(case.similar in case.gold for case, _ in answered) / max(1, len(answered))),
+    ]  # fmt: skip
+
+
+def _refusal_rows(
+    name: str, cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result]
+) -> list[Row]:
+    wrongly, rightly = (mean(replies, cases, "refused", answerable) for answerable in (True, False))
+    beside = [mean(quoted, cases, "refused", answerable) for answerable in (True, False)]
+    return [
+        at_least(f"{name}: unanswerable refused (recall)", rightly, REFUSED_GOAL, "of unanswerable",
+                 beside[1]),
+        Row(f"{name}: answerable wrongly refused", wrongly, "of answerable", beside[0],
+            f"<= {WRONGLY_REFUSED}", wrongly <= WRONGLY_REFUSED),
     ]  # fmt: skip
 
 

@@ -25,11 +25,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from core.settings import load_settings
 from finetune.base_data import WORDS
 from finetune.base_export import SPECIAL
 from finetune.base_library import Library, Step
 from finetune.base_shelf import LABELS
 from finetune.converter import LLAMA3_SPLIT
+from rag.crossencoder import CrossEncoder
 
 
 def sources(source: Path) -> list[Path]:
@@ -127,7 +129,7 @@ def make_data(library: Library, out: Path, steps: Sequence[Step], seed: int) -> 
     from finetune.base_train import HELD_OUT, Encoder, save
 
     encoder, longest = Encoder(out), 1000  # tokens; the context is 1,024
-    plan = [(out / HELD_OUT, MEASURED if len(steps) > 1 else replace(steps[0], count=20), True)]
+    plan = [(out / HELD_OUT, MEASURED if steps is not QUICK else replace(steps[0], count=20), True)]
     plan += [(out / "shards" / f"{100 * seed + n:06d}.npz", step, False) for n, step in enumerate(steps, 1)]
     for number, (path, step, held) in enumerate(plan):
         if not path.exists():
@@ -223,6 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument(
+        "--last",
+        type=int,
+        metavar="N",
+        help="data: only the N last steps of the curriculum, to train a finished reader on from `start`",
+    )
+    parser.add_argument(
         "--steps", type=int, default=12000, help="training steps of 3,072 tokens [%(default)s]"
     )
     parser.add_argument(
@@ -239,8 +247,9 @@ def main(argv: list[str] | None = None) -> None:
     if a.stage == "start":
         start_from(a.target, a.out)
     if a.stage == "data" or everything:
-        library = Library(source, a.sets, a.out / "texts.npz")
-        make_data(library, a.out, QUICK if a.quick else CURRICULUM, a.seed)
+        answers = None if a.quick else CrossEncoder().opinion(load_settings())
+        library = Library(source, a.sets, a.out / "texts.npz", answers)
+        make_data(library, a.out, QUICK if a.quick else CURRICULUM[-(a.last or 0) :], a.seed)
     if a.stage == "train" or everything:
         print(json.dumps(run_training(a.out, a.seed, a.quick, a.steps)))
     if a.stage == "dpo" or everything:

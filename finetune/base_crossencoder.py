@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import base
 from finetune.base_export import hashes, write
-from finetune.base_library import Library, Step, Texts
+from finetune.base_library import Library, Step, Texts, shelved
 from finetune.base_papers import HELD_OUT, Domain, domains
-from finetune.base_shelf import Asked, Exercise, Shelf, Vectors, View, passage
+from finetune.base_shelf import Exercise, View
 from rag.crossencoder import FOLDER, TOKENS
 from rag.embed import EMBEDDING, Embedder, weights
 from rag.prompt import question_line
@@ -82,14 +82,8 @@ def asked_on(
 
 def asked_of(domain: Domain, embedder: Embedder, without: float, rng: random.Random) -> Iterator[Choice]:
     """Every question to an organisation, on its own papers."""
-    home = {line: at for at, (_, lines) in enumerate(domain.sections) for line in lines}
-    vectors = Vectors(embedder)
-    shelf = Shelf([passage(heading, lines) for heading, lines in domain.sections], vectors)
-    pool = [(question_line(asked.question), asked.line) for asked in domain.asked]
-    vectors.add(question for question, _ in pool)
-    for question, line in pool:
-        gold = (line,) if line else ()
-        asked = Asked(question, home[line] if line else 0, gold, "papers")
+    shelf, pool = shelved(domain, embedder)
+    for asked in pool:
         shown = shelf.show(asked, rng, View(LINES + 2, False, rng.random() < without))
         if shown:
             yield choice(shown)

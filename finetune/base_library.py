@@ -1,7 +1,8 @@
-"""Where the reader's exercises come from: written questions, public question sets, rules, invented papers.
+"""Where the reader's exercises come from: written questions, public question sets, rules, papers.
 
-Two shelves of text, one to train on and one held out, with whole documents on either side; and organisations,
-invented as needed. Nothing that shares thirteen words in a row with what the benchmark measures on is used.
+Two shelves of text, one to train on and one held out, with whole documents on either side; and
+organisations: some whose papers and questions were written, others invented as needed. Nothing that shares
+thirteen words in a row with what the benchmark measures on is used.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import ceil, exp
 from pathlib import Path
 from zlib import crc32
 
 from core.types import Passage
 from finetune import base_business, base_data, base_qa
+from finetune.base_papers import HELD_OUT, Domain, domains
 from finetune.base_shelf import Asked, Exercise, Shelf, Vectors, View, passage
+from rag.citations import Likelihood
 from rag.embed import Embedder
+from rag.focus import log_odds
 from rag.prompt import question_line
 
 OTHERS = 200  # documents taken where none was asked about
@@ -24,7 +29,10 @@ SIBLINGS = 3  # other paragraphs of a document beside one that was asked about
 QUESTIONS = 45  # to an organisation, which has some 40 facts with four questions each
 WITHOUT = 0.08  # share of the answerable questions whose answer is taken away
 # Share of each kind among the exercises; what is missing (no source, no sets) goes to the invented papers.
-SHARES = (("written", 0.27), ("sets", 0.13), ("rule", 0.14), ("greeting", 0.01))
+SHARES = (("written", 0.24), ("papers", 0.22), ("sets", 0.11), ("rule", 0.08), ("greeting", 0.01))
+# The cross-encoder has learned most of these very questions, so it is surer of them than of a user's. Noise
+# with this standard deviation on its log-odds puts the answer first as often as on held-out papers.
+BLUR = 1.2
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,17 @@ class Texts:
 
 
 class Library:
-    """All sources; `source` is the folder of the text corpus, `sets` that of the question sets."""
+    """All sources; `source` is the folder of the text corpus, `sets` that of the question sets.
 
-    def __init__(self, source: Path | None, sets: Path | None, cache: Path) -> None:
+    Without `answers` the lines stand in the order that a product without cross-encoder gives them.
+    """
+
+    def __init__(
+        self, source: Path | None, sets: Path | None, cache: Path, answers: Likelihood | None = None
+    ) -> None:
         self.vectors = Vectors(Embedder(half=True), cache)
+        self.answers = answers
+        self._shelves: dict[str, tuple[Shelf, list[Asked]]] = {}
         self.train, self.held = Texts(), Texts()
         self.barred = base_qa.held_out_grams(sets) if sets else set()
         if source:
@@ -86,14 +101,17 @@ class Library:
             plan[kind] = plan[kind] if texts.asked[kind] else 0
         plan["rule"] = plan["rule"] if texts.shelf else 0
         made = [greeting(rng) for _ in range(plan["greeting"])]
+        made += self.papers(plan["papers"], step, rng, held)
         for kind in ("written", "sets"):
-            made += self._asked(texts, kind, plan[kind], step, rng)
+            made += self._asked(texts, kind, plan[kind], step, rng, held)
         made += self.by_rule(texts, plan["rule"], step, rng)
         made += self.office(step.count - len(made), step, rng, held)
         rng.shuffle(made)
         yield from made
 
-    def _asked(self, texts: Texts, kind: str, count: int, step: Step, rng: random.Random) -> list[Exercise]:
+    def _asked(
+        self, texts: Texts, kind: str, count: int, step: Step, rng: random.Random, held: bool
+    ) -> list[Exercise]:
         made: list[Exercise] = []
         pool = [asked for asked in texts.asked[kind] for _ in range(2)]
         chosen = rng.sample(pool, min(count, len(pool)))
@@ -101,8 +119,27 @@ class Library:
         for asked in chosen:
             assert texts.shelf
             line = replace(asked, question=question_line(asked.question))
-            made += kept(texts.shelf.show(line, rng, view(step, rng)), step, rng)
+            made += self._show(texts.shelf, line, step, rng, held)
         return made
+
+    def _show(self, shelf: Shelf, asked: Asked, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
+        return kept(shelf.show(asked, rng, view(step, rng), self._opinion(rng, held)), step, rng)
+
+    def _opinion(self, rng: random.Random, held: bool) -> Likelihood | None:
+        return blurred(self.answers, rng, BLUR) if self.answers and not held else self.answers
+
+    def papers(self, count: int, step: Step, rng: random.Random, held: bool) -> list[Exercise]:
+        """Exercises on the written papers of organisations, as many on each."""
+        made: list[Exercise] = []
+        chosen = [domain for domain in domains() if (domain.name in HELD_OUT) == held]
+        each = max(QUESTIONS, ceil(count / len(chosen)))
+        for domain in rng.sample(chosen, min(len(chosen), ceil(count / each))):
+            if domain.name not in self._shelves:
+                self._shelves[domain.name] = shelved(domain, self.vectors.embedder)
+            shelf, pool = self._shelves[domain.name]
+            for asked in rng.sample(pool, min(each, len(pool))):
+                made += self._show(shelf, asked, step, rng, held)
+        return made[:count]
 
     def by_rule(self, texts: Texts, count: int, step: Step, rng: random.Random) -> list[Exercise]:
         """Exercises whose question a rule makes from a sentence."""
@@ -115,7 +152,7 @@ class Library:
                 drafts += [draft] if draft else []
             self.vectors.add(asked.question for asked, _ in drafts)
             for asked, words in drafts:
-                shown = texts.shelf.show(asked, rng, view(step, rng))
+                shown = texts.shelf.show(asked, rng, view(step, rng), self._opinion(rng, held=False))
                 if shown and base_data.clear(shown, words, texts.rarity):
                     made += kept(shown, step, rng)
         return made[:count]
@@ -132,7 +169,7 @@ class Library:
             vectors.add(asked.question for asked in wanted)
             shelf = Shelf(papers, vectors)
             for asked in wanted:
-                made += kept(shelf.show(asked, rng, view(step, rng)), step, rng)
+                made += self._show(shelf, asked, step, rng, held)
         return made[:count]
 
     def _read_source(self, source: Path) -> None:
@@ -175,6 +212,29 @@ class Library:
                 if question.context in where:
                     texts, home = where[question.context]
                     texts.asked["sets"].append(Asked(question.text, home, question.gold, "sets", either=True))
+
+
+def shelved(domain: Domain, embedder: Embedder) -> tuple[Shelf, list[Asked]]:
+    """The papers of an organisation as a shelf, and the questions on them."""
+    home = {line: at for at, (_, lines) in enumerate(domain.sections) for line in lines}
+    vectors = Vectors(embedder)
+    shelf = Shelf([passage(heading, lines) for heading, lines in domain.sections], vectors)
+    pool = [(question_line(asked.question), asked.line) for asked in domain.asked]
+    vectors.add(question for question, _ in pool)
+    return shelf, [
+        Asked(question, home[line] if line else 0, (line,) if line else (), "papers")
+        for question, line in pool
+    ]
+
+
+def blurred(answers: Likelihood, rng: random.Random, deviation: float) -> Likelihood:
+    """The same opinion with normal noise on its log-odds."""
+
+    def likely(question: str, lines: Sequence[str]) -> list[float]:
+        odds = [log_odds(p) + rng.gauss(0.0, deviation) for p in answers(question, lines)]
+        return [1 / (1 + exp(-value)) for value in odds]
+
+    return likely
 
 
 def view(step: Step, rng: random.Random) -> View:

@@ -1,9 +1,10 @@
 """What the reader is shown in training: the units the product would show it, laid out as it would.
 
 A shelf is a set of passages with a MiniLM vector for each unit. A question is put to it as to the product:
-the passages whose best unit is most similar are retrieved, `rag.focus` keeps the few best units of them, and
-`rag.prompt` lays them out. So the prompt, the share of questions whose answer stands first, the near misses
-and the misses of retrieval are those the reader will meet.
+the passages whose best unit is most similar are retrieved, `rag.focus` keeps the few best units of them
+(with the cross-encoder's opinion, where one is given), and `rag.prompt` lays them out. So the prompt, the
+share of questions whose answer stands first, the near misses and the misses of retrieval are those the
+reader will meet.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from core.catalog import BUILTIN
 from core.types import Passage, Unit
 from rag.chunks import units
-from rag.citations import line_of
+from rag.citations import Likelihood, line_of
 from rag.embed import Embedder
 from rag.focus import focus
 from rag.prompt import REFUSAL, layout, number_units, question_line
@@ -129,8 +130,10 @@ class Shelf:
         asked = self.vectors.stack([question])[0]
         return [float(value) for value in self.vectors.stack(texts) @ asked]
 
-    def show(self, asked: Asked, rng: random.Random, view: View) -> Exercise | None:
-        """The exercise that this question gives.
+    def show(
+        self, asked: Asked, rng: random.Random, view: View, answers: Likelihood | None = None
+    ) -> Exercise | None:
+        """The exercise that this question gives; `answers` as in `rag.focus`.
 
         A question whose answer is not shown becomes a refusal. None when nothing is shown.
         """
@@ -140,7 +143,7 @@ class Shelf:
         chosen = [self.passages[i] for i in found]
         if view.without:
             chosen = [without_units(p, asked.gold) for p in chosen]
-        kept = focus(asked.question, chosen, view.units, self.similarity)
+        kept = focus(asked.question, chosen, view.units, self.similarity, answers)
         if view.shuffled:
             kept = [
                 replace(p, units=tuple(rng.sample(p.units, len(p.units))))

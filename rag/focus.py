@@ -48,7 +48,7 @@ def focus(
         read = order[:READ]
         lines = [line_of(passages[pairs[i][0]], pairs[i][1]) for i in read]
         likely = dict(zip(read, answers(question, lines), strict=True))
-        sure = {i: round(_log_odds(p) + PRIOR_WEIGHT * scores[i], 3) for i, p in likely.items()}
+        sure = {i: round(log_odds(p) + PRIOR_WEIGHT * scores[i], 3) for i, p in likely.items()}
         order = sorted(read, key=lambda i: (-sure[i], i)) + order[READ:]
     best: dict[int, list[int]] = {}
     for i in order[:most]:
@@ -64,7 +64,8 @@ def _kept(passage: Passage, kept: Sequence[Unit], likely: Sequence[float]) -> Pa
     return replace(passage, units=tuple(kept), scores=scores)
 
 
-def _log_odds(probability: float) -> float:
+def log_odds(probability: float) -> float:
+    """The logit of a probability, finite at 0 and 1."""
     sane = min(max(probability, 1e-6), 1 - 1e-6)
     return log(sane / (1 - sane))
 

@@ -6,13 +6,15 @@ import gzip
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from core.settings import PROJECT
 from finetune import base, base_business, base_data, base_export, base_qa
-from finetune.base_library import Library, Step
+from finetune.base_library import Library, Step, blurred
+from finetune.base_papers import HELD_OUT, domains
 from finetune.base_shelf import Asked, Exercise, Shelf, View, passage
 from rag.prompt import REFUSAL
 
@@ -88,13 +90,61 @@ def test_random_order_keeps_the_answer_under_its_number(library: Library) -> Non
 
 
 def test_an_answer_is_a_unit_word_for_word_or_the_refusal(exercises: list[Exercise]) -> None:
-    assert {e.kind for e in exercises} >= {"office", "office-none", "text", "greeting"}
+    assert {e.kind for e in exercises} >= {"office", "office-none", "papers", "text", "greeting"}
     for e in exercises:
         if e.labels:
             assert e.reply == " ".join(f"[{n}] {e.shown[n - 1]}" for n in e.labels)
             assert all(f"\n[{n}] {text}" in e.prompt for n, text in enumerate(e.shown, 1))
         else:
             assert e.reply in (REFUSAL, base_data.GREETING)
+
+
+def test_the_cross_encoder_decides_what_stands_first(library: Library) -> None:
+    gold = "The deposit is 80 EUR."
+    library.vectors.add(["What is the fee?"])
+    asked = Asked("What is the fee?", 0, (gold,), "test")
+
+    def sure(question: str, lines: Sequence[str]) -> list[float]:
+        return [0.999 if gold in line else 0.001 for line in lines]
+
+    shown = shelf(library).show(asked, random.Random(0), View(2), sure)
+    assert shown is not None
+    assert (shown.shown[0], shown.labels) == (gold, (1,))
+
+
+def test_noise_on_an_opinion_moves_it_and_keeps_it_a_probability() -> None:
+    def sure(question: str, lines: Sequence[str]) -> list[float]:
+        return [1.0, 0.0, 0.5, 0.5]
+
+    lines = ["a", "b", "c", "d"]
+    assert blurred(sure, random.Random(0), 0.0)("?", lines) == pytest.approx(sure("?", lines), abs=1e-5)
+    moved = [blurred(sure, random.Random(seed), 1.2)("?", lines) for seed in range(50)]
+    assert all(0 < value < 1 for values in moved for value in values)
+    assert 10 < sum(values[2] > values[3] for values in moved) < 40  # ties are broken either way
+    assert all(values[0] > values[1] for values in moved)  # what is certain stays so
+
+
+def test_papers_of_held_out_organisations_are_never_trained_on(library: Library) -> None:
+    barred = {
+        line
+        for domain in domains()
+        if domain.name in HELD_OUT
+        for _, lines in domain.sections
+        for line in lines
+    }
+    shared = {
+        line
+        for domain in domains()
+        if domain.name not in HELD_OUT
+        for _, lines in domain.sections
+        for line in lines
+    }
+    step = Step(0, (4, 4), 0.0, 0.8, easy=1.0)
+    for held in (False, True):
+        made = library.papers(20, step, random.Random(1), held)
+        assert len(made) == 20
+        shown = {text for exercise in made for text in exercise.shown} - (barred & shared)
+        assert bool(shown & barred) == held
 
 
 def test_answers_stand_anywhere_in_random_order(library: Library) -> None:

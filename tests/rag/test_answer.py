@@ -11,9 +11,10 @@ import pytest
 from core.catalog import BUILTIN
 from core.errors import EngineUnavailable, QuestionError
 from core.settings import Settings
-from core.types import Answer
+from core.types import Answer, Passage, Unit
 from rag import answer as module
-from rag.answer import Assistant, Interrupted, main, source_line
+from rag.answer import Assistant, Interrupted, doubtful, main, source_line
+from rag.citations import resolve
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.model import ModelClient, PromptTooLong, ReplyStream, engine_client
@@ -104,6 +105,29 @@ def test_the_refusal_of_a_model_that_misses_answers_gets_a_second_look(assistant
     shown, answer = run(assistant, "Is there nothing about parking?")
     assert (answer.mode, answer.supported, answer.raw, shown) == ("quotes", False, REFUSAL, REFUSAL)
     assert "3 EUR" in answer.text
+
+
+def test_a_small_models_answer_is_doubted_unless_it_cites_the_likeliest_line() -> None:
+    lines = ("The notice period is 30 days.", "Parking costs 3 EUR.")
+    units = tuple(Unit(number, text, 0, len(text)) for number, text in enumerate(lines, 1))
+    passages = [Passage(1, "d", "Guide", "", None, 0, 99, " ".join(lines), units=units)]
+
+    def doubted(reply: str, *likely: float) -> bool:
+        return doubtful("What does it cost?", passages, resolve(reply, passages), lambda *_: list(likely))
+
+    assert not doubted("[2] Parking costs 3 EUR.", 0.3, 0.9)
+    assert doubted("[1] The notice period is 30 days.", 0.3, 0.9)
+    assert not doubted("[1] The notice period is 30 days. [2] Parking costs 3 EUR.", 0.3, 0.9)
+    assert doubted("[2] Parking costs 3 EUR.", 0.01, 0.1)  # nothing would be quoted either
+
+
+def test_a_doubted_answer_becomes_a_quote(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "doubtful", lambda *_: True)
+    _, answer = run(assistant, "How long is the notice period, please?")
+    assert (answer.mode, answer.supported) == ("quotes", False)
+    assistant.model = replace(assistant.model, second_look=False)
+    _, answer = run(assistant, "How long is the notice period, please?")
+    assert answer.mode == "answer"
 
 
 def test_the_models_refusal_stands(assistant: Assistant) -> None:
