@@ -99,17 +99,18 @@ def _row(parts: Resources, site: Site, *, busy: bool) -> None:
     with st.container(border=True, key=f"site-{site.address}"):
         st.markdown(safe_markdown(site.address))
         st.caption(f"{site.documents} document{'s' if site.documents != 1 else ''}")
-        limits = Limits()
-        again = {"url": site.address, "pages": max(limits.pages, 2 * site.pages), "depth": limits.depth}
+        pages = min(MOST_PAGES, max(Limits().pages, 2 * site.pages))
+        again = {"url": site.address, "pages": pages, "depth": Limits().depth}
         with st.container(horizontal=True, gap="small"):
-            for label, payload in (("Fetch again", again), ("Remove", {"url": site.address, "forget": True})):
-                st.button(
-                    label,
-                    key=f"{label}-{site.address}",
-                    disabled=busy,
-                    on_click=_again,
-                    args=(parts, payload),
-                )
+            _job_button(parts, "Fetch again", again, busy)
+            with st.popover("Remove", disabled=busy):
+                st.caption("Its documents are removed; answers stop using them.")
+                _job_button(parts, "Remove the documents", {"url": site.address, "forget": True}, busy)
+
+
+def _job_button(parts: Resources, label: str, payload: dict[str, object], busy: bool) -> None:
+    key = f"{label}-{payload['url']}"
+    st.button(label, key=key, disabled=busy, on_click=_again, args=(parts, payload))
 
 
 def _again(parts: Resources, payload: dict[str, object]) -> None:

@@ -105,7 +105,8 @@ class _Walk:
         self._queue: deque[tuple[Url, int]] = deque()
         self._queued: set[Url] = set()
         self._failures = 0
-        self._ready_at = 0.0
+        self._delay = max(tools.limits.delay, robots(site).delay)
+        self._ready_at = time.monotonic() + self._delay
 
     def run(self, start: Url, first: Answer) -> Crawled:
         """Walk from the first page, which is there already."""
@@ -168,7 +169,7 @@ class _Walk:
         waiting = min(len(self._queue) + 1, limits.pages - done)
         self.tools.beat(done / (done + waiting), f"{done} pages seen, {waiting} to go")
         time.sleep(max(0.0, self._ready_at - time.monotonic()))
-        self._ready_at = time.monotonic() + max(limits.delay, self.robots(self.site).delay)
+        self._ready_at = time.monotonic() + self._delay
 
     def _judge(self, url: Url, depth: int, answer: Answer) -> None:
         """Draw the conclusion from an answer's status."""

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import httpcore
@@ -104,7 +105,11 @@ class Fetcher:
         self._resolve = resolve or look_up
         self._network = network or httpcore.SyncBackend()
         self._seconds = seconds
-        self._tls = ssl.create_default_context()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        # certificates are checked against the system's list, where an intranet's own authority stands too
+        return ssl.create_default_context()
 
     def fetch(
         self,
@@ -150,8 +155,9 @@ class Fetcher:
             *known.headers,
         ]
         try:
+            tls = self._tls if url.scheme == "https" else None
             with (
-                httpcore.HTTPConnection(origin, self._tls, network_backend=network) as connection,
+                httpcore.HTTPConnection(origin, tls, network_backend=network) as connection,
                 connection.stream("GET", place, headers=headers) as response,
             ):
                 answer, encoding, length = _read_head(url, response)

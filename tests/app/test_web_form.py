@@ -50,7 +50,7 @@ def open_page() -> AppTest:
 
 def shown(at: AppTest) -> str:
     kinds = ("markdown", "caption", "warning", "success")
-    return "\n".join(str(element.value) for kind in kinds for element in at.get(kind))
+    return "\n".join(str(getattr(element, "value", "")) for kind in kinds for element in at.get(kind))
 
 
 def press(at: AppTest, label: str) -> AppTest:
@@ -108,7 +108,7 @@ def test_a_crawled_site_is_fetched_again_or_removed(parts: Resources, document: 
     press(open_page(), "Fetch again")
     assert queued(parts)[0].payload == {"url": SITE, "pages": 200, "depth": 3}
     parts.jobs.cancel(queued(parts)[0].id)
-    press(open_page(), "Remove")
+    press(open_page(), "Remove the documents")
     assert queued(parts)[0].payload == {"url": SITE, "forget": True}
 
 

@@ -7,9 +7,12 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.errors import DocumentError
 from rag.addresses import Rules
@@ -130,6 +133,14 @@ view-source:http://127.0.0.1/
 """.strip().splitlines()
 
 
+def as_a_system_reads(host: str) -> str:
+    """Numbers as a system's resolver reads them, decimal and octal too; every name is public."""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return host if ":" in host else PUBLIC
+
+
 def refused(fetcher: Fetcher, text: str) -> None:
     with pytest.raises(DocumentError) as caught:
         fetcher.fetch(parse_url(text), LIMIT)
@@ -145,14 +156,35 @@ def test_the_table_is_long_enough() -> None:
 def test_a_hostile_address_makes_no_connection(text: str) -> None:
     network = Noted()
     text = text.replace("\\t", "\t").replace("\\r", "\r").replace("\\n", "\n")
+    refused(Fetcher(Rules(), lambda host, *_: [as_a_system_reads(host)], network), text)
+    assert network.called == []
 
-    def numbers_as_they_are(host: str, port: int, seconds: float) -> list[str]:
-        try:  # as a system's resolver would read them, decimal and octal too
-            return [socket.inet_ntoa(socket.inet_aton(host))]
-        except OSError:
-            return [host] if ":" in host else [PUBLIC]
 
-    refused(Fetcher(Rules(), numbers_as_they_are, network), text)
+PIECES = [
+    *("http://", "https://", "http:", "//", "/", "\\", "@", ":", "#", "?", ".", "%", "[", "]", " ", "\t"),
+    *("127.0.0.1", "127.1", "2130706433", "0x7f", "::1", "[::1]", "::ffff:127.0.0.1", "169.254.169.254"),
+    *("localhost", "example.org", "inside.example", "%2e", "%00", "%2f", "%40", "。", "①", "٠", "0"),
+    *(":80", ":443", ":22"),
+]
+INSIDE = {"inside.example": "10.0.0.1", "localhost": "127.0.0.1"}
+WATCHED = Noted()
+WARY = Fetcher(Rules(), lambda host, *_: [INSIDE.get(host) or as_a_system_reads(host)], WATCHED)
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_no_mixture_of_hosts_calls_anything_inside(text: str) -> None:
+    """Whatever the mixture names, only what the look-up called public is called, and nothing else."""
+    with suppress(DocumentError):
+        WARY.fetch(parse_url("http://" + text if ":" not in text else text), LIMIT)
+    assert {address for address, _ in WATCHED.called} <= {PUBLIC}
+
+
+@pytest.mark.parametrize("name", ["localhost", "ip6-localhost", "ip6-loopback", socket.gethostname()])
+def test_this_machine_s_own_names_are_refused(name: str) -> None:
+    network = Noted()
+    with pytest.raises(DocumentError):
+        Fetcher(Rules(), None, network).fetch(parse_url(f"http://{name}/"), LIMIT)
     assert network.called == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -81,7 +81,8 @@ class Web:
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             request.send_header(name, value)
         request.end_headers()
-        request.wfile.write(body)
+        with suppress(OSError):  # whoever asked has left
+            request.wfile.write(body)
 
     def fetcher(self, seconds: float = 20.0) -> Fetcher:
         """A fetcher that may ask this server."""
