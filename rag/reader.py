@@ -4,10 +4,12 @@ It has 1 GiB of memory, 30 s of processor time and 60 s in all per file, may not
 kernel lets users make namespaces, lives in a network namespace of its own that has no way out.
 
 Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
+With `"place"` in the line a page of the PDF is drawn instead (`rag.page_image`).
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import resource
@@ -22,10 +24,12 @@ from typing import Any
 from core.errors import DocumentError
 from core.settings import PROJECT, Settings, child_environment
 from rag.outline import Extracted, Section
+from rag.page_image import Place, draw
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 30
 WALL_SECONDS = 60.0
+DRAW_SECONDS = 20.0  # a person is waiting
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
@@ -49,9 +53,29 @@ class Reader:
 
         Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
         """
+        answer = self._answer({"name": name}, data, WALL_SECONDS)
+        sections = tuple(Section(**section) for section in answer["sections"])
+        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
+
+    def draw(self, data: bytes, place: Place) -> tuple[bytes, int]:
+        """A page of a PDF as PNG, and how many places were marked on it (see `rag.page_image.draw`).
+
+        Raises DocumentError as `read` does; a page has DRAW_SECONDS.
+        """
+        answer = self._answer({"name": "page.pdf", "place": asdict(place)}, data, DRAW_SECONDS)
+        return base64.b64decode(answer["png"]), int(answer["marks"])
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _answer(self, request: dict[str, Any], data: bytes, seconds: float) -> dict[str, Any]:
         child = self._start()
         try:
-            answer = self._ask(child, name, data)
+            answer = self._ask(child, request | {"size": len(data)}, data, seconds)
         except (OSError, ValueError):
             self.close()
             raise DocumentError(
@@ -60,15 +84,7 @@ class Reader:
             ) from None
         if "message" in answer:
             raise DocumentError(answer["message"], answer["next_step"])
-        sections = tuple(Section(**section) for section in answer["sections"])
-        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
-
-    def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
+        return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -83,13 +99,14 @@ class Reader:
             )
         return self._child
 
-    def _ask(self, child: subprocess.Popen[bytes], name: str, data: bytes) -> dict[str, Any]:
+    def _ask(
+        self, child: subprocess.Popen[bytes], request: dict[str, Any], data: bytes, seconds: float
+    ) -> dict[str, Any]:
         assert child.stdin is not None
         assert child.stdout is not None
-        head = json.dumps({"name": name, "size": len(data)}).encode() + b"\n"
-        child.stdin.write(head + data)
+        child.stdin.write(json.dumps(request).encode() + b"\n" + data)
         child.stdin.flush()
-        deadline = time.monotonic() + WALL_SECONDS
+        deadline = time.monotonic() + seconds
         answer = bytearray()
         while not answer.endswith(b"\n"):
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
@@ -108,11 +125,14 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _answer(name: str, data: bytes) -> dict[str, Any]:
+def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     from rag.loaders import extract
 
     try:
-        return asdict(extract(name, data))
+        if "place" in request:
+            png, marks = draw(data, Place(**request["place"]))
+            return {"png": base64.b64encode(png).decode("ascii"), "marks": marks}
+        return asdict(extract(request["name"], data))
     except DocumentError as error:
         return {"message": error.message, "next_step": error.next_step}
     except MemoryError:
@@ -142,7 +162,7 @@ def main() -> None:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         _limit()
-        reply = _answer(request["name"], sys.stdin.buffer.read(request["size"]))
+        reply = _answer(request, sys.stdin.buffer.read(request["size"]))
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         sys.stdout.buffer.flush()
 

