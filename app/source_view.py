@@ -30,6 +30,11 @@ def _dialog(parts: Resources, citation: Citation) -> None:
         st.info("This document has been removed since. The cited words were:")
         st.markdown(marked(citation.quote))
         return
+    if citation.edited:
+        st.badge("Edited passage", icon=":material/edit:", color="orange")
+        st.caption("These words were written by hand on the Documents page:")
+        st.markdown(marked(citation.quote))
+        st.caption("In their place the document says:")
     picture = page_picture(parts, citation)
     # beside each other where there is room; columns stand below each other on a phone
     left, right = st.columns([3, 2]) if picture else (None, st.container())

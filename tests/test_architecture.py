@@ -86,6 +86,8 @@ SQL_FILES = (
     "core/",
     "feedback/store.py",
     "feedback/review.py",
+    "rag/chunk_carry.py",
+    "rag/chunk_edits.py",
     "rag/documents.py",
     "rag/passages.py",
     "rag/lexical.py",

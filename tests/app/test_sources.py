@@ -1,4 +1,4 @@
-"""A citation opened in a real browser: the page of a PDF with the words marked, and what stands in for it."""
+"""Sources in a real browser: the page of a PDF with the words marked, and passages edited by hand."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ import pytest
 
 from core.db import Database
 from core.jobs import Jobs
-from core.settings import PROJECT
+from core.settings import PROJECT, load_settings
 from core.types import Answer, Citation
 from feedback.store import FeedbackStore
+from rag.chunk_edits import ChunkStore, StoredChunk
 from rag.documents import DocumentStore
+from tests.app.payloads import PAYLOADS
 from tests.app.site import Site, until
-from tests.app.test_browser import Visit, browser, hostile_answer, pytestmark, visit
+from tests.app.test_browser import Visit, browser, check_inert, hostile_answer, pytestmark, visit
 
 __all__ = ["browser", "pytestmark", "visit"]  # fixtures, and what skips without a browser
 
 MANUAL = PROJECT / "data" / "samples" / "documents" / "flat-tyre-guide.pdf"
+EDITED = "Everybody has 31 days of quokka leave a year."
 WORDS = "Check the axle nuts again after 50 kilometres."
 
 
 @pytest.fixture(scope="module")
-def manual(running: Site) -> Iterator[tuple[DocumentStore, str]]:
+def database(running: Site) -> Iterator[Database]:
+    """The installation's."""
+    opened = Database(running.settings.database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def manual(running: Site, database: Database) -> tuple[DocumentStore, str]:
     """A PDF among the documents: its store and id."""
-    database = Database(running.settings.database)
     store = DocumentStore(database, running.settings)
     document = store.add(MANUAL.name, MANUAL.read_bytes(), "upload")
     Jobs(database).submit("ingest", once=True)
     until(lambda: store.get(document.id).status == "ready", "the PDF is ready", 120)
-    yield store, document.id
-    database.close()
+    return store, document.id
 
 
 def cited(store: DocumentStore, document_id: str, page: int = 2) -> str:
@@ -101,3 +110,59 @@ def test_words_on_another_page_and_a_lost_original_are_said(
         visit.shot("source-lost")
     finally:
         original.write_bytes(kept)
+
+
+def holidays(database: Database) -> StoredChunk:
+    store = DocumentStore(database, load_settings({}))
+    document = next(d.id for d in store.list() if d.name == "handbook.md")
+    return next(c for c in ChunkStore(database).all(document) if c.heading == "Holidays")
+
+
+def test_a_passage_is_edited_cited_and_undone(running: Site, visit: Visit, database: Database) -> None:
+    page = visit.page
+    chunk = holidays(database)
+    document, ordinal = chunk.document_id, chunk.ordinal
+    page.goto(f"{running.url}/documents")
+    page.locator(f".st-key-chunks-{document} button:visible").first.click()
+    dialog = page.get_by_role("dialog")
+    passage = dialog.locator(f".st-key-passage-{document}-{ordinal}")
+    passage.get_by_text("Unused days expire in March.").wait_for()
+    visit.shot("passages")
+    passage.get_by_role("button", name="Edit").click()
+    passage.get_by_role("textbox", name="Text").fill("\n".join([EDITED, *PAYLOADS[:8]]))
+    visit.shot("passage-form")
+    passage.get_by_role("button", name="Save").click()
+    passage.get_by_text("What the document says").wait_for()
+    passage.get_by_text("31 days of quokka").wait_for()
+    page.wait_for_timeout(700)
+    visit.shot("passage-edited")
+    check_inert(visit)
+
+    citation = Citation(
+        1, 1, document, "Employee Handbook", "Holidays", None, chunk.start, chunk.end, EDITED, edited=True
+    )
+    answer = replace(hostile_answer(EDITED, document), text=f"{EDITED} [1]", citations=(citation,))
+    feedback = FeedbackStore(database)
+    conversation = feedback.start_conversation("local", "Quokkas")
+    feedback.record(conversation, "local", "How many days of quokka leave?", answer)
+    cited = visit.page
+    cited.goto(f"{running.url}/?c={conversation}")
+    cited.locator("[class*=st-key-cite-] button:visible", has_text="(edited)").first.click()
+    dialog = cited.get_by_role("dialog")
+    dialog.get_by_text("In their place the document says").wait_for()
+    marks = dialog.locator("span.stMarkdownColoredBackground").all_inner_texts()
+    assert EDITED in marks
+    assert any("28 days of holiday" in mark for mark in marks)
+    visit.shot("source-edited")
+
+    page.goto(f"{running.url}/documents")
+    page.locator(f".st-key-chunks-{document} button:visible").first.click()
+    passage = page.get_by_role("dialog").locator(f".st-key-passage-{document}-{ordinal}")
+    passage.get_by_role("button", name="Undo").click()
+    passage.get_by_text("Unused days expire in March.").wait_for()
+    passage.get_by_role("button", name="Undo").wait_for(state="detached")
+    page.set_viewport_size({"width": 390, "height": 860})
+    page.wait_for_timeout(500)
+    visit.shot("passages-phone")
+    assert visit.outside == []
+    assert visit.alarms == []
