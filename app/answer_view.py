@@ -81,6 +81,8 @@ def citations(parts: Resources, exchange: Exchange) -> None:
             label = f"[{citation.number}] {short(where, 46)}"
             if citation.page:
                 label += f", p. {citation.page}"
+            if citation.edited:
+                label += " (edited)"
             if st.button(
                 safe_markdown(label),
                 key=f"cite-{exchange.id}-{citation.number}",
@@ -208,9 +210,10 @@ def why(answer: Answer) -> None:
 
 
 def place(passage: Passage) -> str:
-    """Document, heading and page of a passage."""
+    """Document, heading and page of a passage, and whether it was edited by hand."""
     where = f"{passage.document} › {passage.heading}" if passage.heading else passage.document
-    return f"{where}, p. {passage.page}" if passage.page else where
+    where += f", p. {passage.page}" if passage.page else ""
+    return f"{where} (edited)" if passage.edited else where
 
 
 def short(text: str, length: int) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 import streamlit as st
 
 from app.answer_view import short
+from app.chunks_view import open_chunks
 from app.resources import USER, Resources, resources
 from app.source_view import plain
 from app.web_form import show_address, web_pages
@@ -165,6 +166,8 @@ def row(parts: Resources, document: Document) -> None:
                 retry(parts, document)
             if st.button("", key=f"read-{document.id}", icon=":material/visibility:", help="Read the text"):
                 read(parts, document)
+            if st.button("", key=f"chunks-{document.id}", icon=":material/segment:", help="Passages"):
+                open_chunks(parts, document)
             if st.button("", key=f"delete-{document.id}", icon=":material/delete:", help="Delete"):
                 delete(parts, document)
 

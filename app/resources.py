@@ -22,6 +22,7 @@ from feedback.review import Review
 from feedback.store import FeedbackStore
 from rag.documents import DocumentStore
 from rag.model import ModelClient, client_of
+from rag.page_view import PageViewer
 
 if TYPE_CHECKING:
     from rag.answer import Assistant
@@ -38,6 +39,7 @@ class Resources:
         self.database = Database(settings.database)
         self.jobs = Jobs(self.database)
         self.documents = DocumentStore(self.database, settings)
+        self.pages = PageViewer(self.documents)
         self.feedback = FeedbackStore(self.database)
         self.review = Review(self.database)
         self.registry = AdapterRegistry(self.database, settings.data_dir / "adapters")

@@ -1,4 +1,4 @@
-"""A citation opened: the cited words marked, in the text of their document."""
+"""A citation opened: the cited words marked on the page of a PDF, and in the text of their document."""
 
 from __future__ import annotations
 
@@ -33,8 +33,29 @@ def _dialog(parts: Resources, citation: Citation) -> None:
         st.info("This document has been removed since. The cited words were:")
         st.markdown(marked(citation.quote))
         return
-    around = FURTHER if st.toggle("Show more of the document", key="source_further") else AROUND
-    st.markdown(excerpt(text, citation.start, citation.end, around))
+    if citation.edited:
+        st.badge("Edited passage", icon=":material/edit:", color="orange")
+        st.caption("These words were written by hand on the Documents page:")
+        st.markdown(marked(citation.quote))
+        st.caption("In their place the document says:")
+    picture = page_picture(parts, citation)
+    # beside each other where there is room; columns stand below each other on a phone
+    left, right = st.columns([3, 2]) if picture else (None, st.container())
+    if left is not None and picture is not None:
+        with left.container(border=True):  # a white page on a white ground has no edge of its own
+            st.image(picture, width="stretch")
+    with right:
+        around = FURTHER if st.toggle("Show more of the document", key="source_further") else AROUND
+        st.markdown(excerpt(text, citation.start, citation.end, around))
+
+
+def page_picture(parts: Resources, citation: Citation) -> bytes | None:
+    """The page of a PDF with the cited words marked, as PNG; what is wrong with it is said."""
+    with st.spinner("Drawing the page"):
+        view = parts.pages.view(citation.document_id, citation.page, citation.start, citation.end)
+    if view is not None and view.note:
+        st.caption(f":material/info: {safe_markdown(view.note)}")
+    return view.png or None if view is not None else None
 
 
 def excerpt(text: str, start: int, end: int, around: int) -> str:

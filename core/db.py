@@ -184,6 +184,22 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE sources ADD COLUMN etag TEXT NOT NULL DEFAULT '';            -- of a crawled page
     ALTER TABLE sources ADD COLUMN last_modified TEXT NOT NULL DEFAULT '';   -- its header
     """,
+    """
+    ALTER TABLE chunks ADD COLUMN edited INTEGER NOT NULL DEFAULT 0;  -- text is not the document's any more
+    ALTER TABLE chunks ADD COLUMN off INTEGER NOT NULL DEFAULT 0;     -- kept, but not searched
+    DROP INDEX chunks_document;
+    CREATE INDEX chunks_document ON chunks(document_id, ordinal, off);
+    CREATE TABLE chunk_history (             -- what a chunk was before each change by hand, for undoing it
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        document_id TEXT NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
+        ordinal INTEGER NOT NULL,            -- of the chunk: its id changes with its text
+        text TEXT NOT NULL,
+        off INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    );
+    CREATE INDEX chunk_history_chunk ON chunk_history(document_id, ordinal, seq);
+    """,
 )
 
 

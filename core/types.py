@@ -34,7 +34,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved chunk with its numbered units and the score of every retrieval stage."""
+    """A retrieved chunk with its numbered units and the score of every retrieval stage.
+
+    `text` is the document's from `start` to `end`, unless it was `edited` by hand: then the units' offsets
+    count on from `start` in the edited text, and only the whole span is a place in the source.
+    """
 
     chunk_id: int
     document_id: str
@@ -46,11 +50,16 @@ class Passage:
     text: str
     units: tuple[Unit, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
+    edited: bool = False
 
 
 @dataclass(frozen=True)
 class Citation:
-    """A place in a source: the displayed number, the unit it stands for and where that unit lies."""
+    """A place in a source: the displayed number, the unit it stands for and where that unit lies.
+
+    Of a passage that was `edited` by hand, `quote` is the edited text and the place is that of the whole
+    passage in the source.
+    """
 
     number: int
     unit: int
@@ -61,6 +70,7 @@ class Citation:
     start: int
     end: int
     quote: str
+    edited: bool = False
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,16 @@ class FeedbackStore:
             ).fetchall()
         return {row["name"]: row["n"] for row in rows}
 
+    def cited_spans(self, document_id: str) -> list[tuple[int, int]]:
+        """Start and end of every citation of a document in an answer, however often it was cited."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT one.value ->> 'start' AS first, one.value ->> 'end' AS last FROM exchanges,"
+                " json_each(citations) AS one WHERE one.value ->> 'document_id' = ?",
+                (document_id,),
+            ).fetchall()
+        return [(int(row["first"]), int(row["last"])) for row in rows]
+
     def judged(self) -> list[tuple[Exchange, list[Vote], list[Correction]]]:
         """Every complete exchange that has a vote or correction, with all of them, in order."""
         with self.database.read() as connection:

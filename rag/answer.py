@@ -279,7 +279,8 @@ def source_line(citation: Citation) -> str:
     """`[1] Employee handbook > Leaving, page 2: the quoted unit`."""
     path = f"{citation.document} > {citation.heading}" if citation.heading else citation.document
     page = f", page {citation.page}" if citation.page else ""
-    return f"[{citation.number}] {path}{page}: {citation.quote}"
+    edited = " (edited passage)" if citation.edited else ""
+    return f"[{citation.number}] {path}{page}{edited}: {citation.quote}"
 
 
 def _timings(reply: Reply | None) -> dict[str, float]:

@@ -151,9 +151,10 @@ def _citation(label: int, passage: Passage, unit: Unit) -> Citation:
         document=passage.document,
         heading=passage.heading,
         page=passage.page,
-        start=unit.start,
-        end=unit.end,
+        start=passage.start if passage.edited else unit.start,
+        end=passage.end if passage.edited else unit.end,
         quote=unit.text,
+        edited=passage.edited,
     )
 
 

@@ -211,12 +211,12 @@ class DocumentStore:
                 "SELECT id, heading, text FROM chunks WHERE document_id = ? ORDER BY ordinal", (document_id,)
             ).fetchall()
         title = self.get(document_id).title
-        return [(row["id"], f"{_headline(title, row['heading'])}\n{row['text']}") for row in rows]
+        return [(row["id"], f"{headline(title, row['heading'])}\n{row['text']}") for row in rows]
 
     def save_chunks(self, document_id: str, ids: Ids, vectors: Vectors) -> bool:
         """Store the chunks' vectors and make the document ready, in one commit.
 
-        `vectors` has shape (len(ids), 384). Returns False when it was deleted meanwhile.
+        `vectors` has shape (len(ids), 384). Returns False when it or its chunks changed meanwhile.
         """
         with self.database.write() as connection:
             row = connection.execute(
@@ -224,6 +224,9 @@ class DocumentStore:
             ).fetchone()
             if row is None or row["status"] != "pending":
                 return False
+            stored = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))
+            if {chunk["id"] for chunk in stored} != set(ids):
+                return False  # it stays pending and is taken up again
             connection.executemany(
                 "UPDATE chunks SET vector = ? WHERE id = ? AND document_id = ?",
                 [
@@ -233,7 +236,7 @@ class DocumentStore:
             )
             connection.execute(
                 "INSERT INTO chunks_fts (rowid, heading, text)"
-                " SELECT id, ? || ' > ' || heading, text FROM chunks WHERE document_id = ?",
+                " SELECT id, ? || ' > ' || heading, text FROM chunks WHERE document_id = ? AND NOT off",
                 (row["title"], document_id),
             )
             connection.execute(
@@ -296,7 +299,8 @@ def _text_hash(text: str) -> str:
     return hashlib.sha256(" ".join(body.split()).encode()).hexdigest()[:32] if body.strip() else ""
 
 
-def _headline(title: str, heading: str) -> str:
+def headline(title: str, heading: str) -> str:
+    """What a chunk stands under, as its vector and its search entry hold it."""
     return f"{title} > {heading}" if heading else title
 
 

@@ -1,4 +1,4 @@
-"""Chunks as retrieval sees them: only those of ready documents, with the version of the whole set."""
+"""Chunks as retrieval sees them: those of ready documents that are not switched off, and their version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from core.types import Passage
 from rag.embed import DIMENSIONS, Vectors
 
 _VERSION = "chunks_version"
-_READY = "FROM chunks JOIN documents ON documents.id = chunks.document_id AND documents.status = 'ready'"
+_READY = (
+    "FROM chunks JOIN documents"
+    " ON documents.id = chunks.document_id AND documents.status = 'ready' AND NOT chunks.off"
+)
 _STEP = 500  # SQLite's limit of variables is far above; small steps keep the memory flat
 
 
@@ -92,7 +95,7 @@ class PassageStore:
             with self.database.read() as connection:
                 rows = connection.execute(
                     'SELECT chunks.id AS id, document_id, heading, page, start, "end" AS stop,'
-                    " chunks.text AS text,"
+                    " chunks.text AS text, chunks.edited AS edited,"
                     " substr(documents.text, 1, instr(documents.text || char(10), char(10)) - 1) AS title"
                     f" {_READY} WHERE chunks.id IN ({marks})",
                     step,
@@ -107,6 +110,7 @@ class PassageStore:
                     start=row["start"],
                     end=row["stop"],
                     text=row["text"],
+                    edited=bool(row["edited"]),
                 )
         return found
 

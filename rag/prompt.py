@@ -19,6 +19,7 @@ from core.catalog import CatalogModel
 from core.errors import QuestionError
 from core.types import Message, Passage, Unit
 from rag.chunks import units
+from rag.neighbours import merged
 from rag.words import content, one_line, overlap, token_estimate
 
 PROMPT_VERSION = "2"
@@ -96,7 +97,7 @@ def layout(asked: str, passages: Iterable[Passage]) -> str:
     """The user message: the question, the numbered passages, the question again."""
     blocks = [f"Question: {asked}"]
     for passage in passages:
-        blocks.append("\n".join([heading_line(passage), *(f"[{u.number}] {u.text}" for u in passage.units)]))
+        blocks.append(_block(passage))
     return "\n\n".join([*blocks, blocks[0]])
 
 
@@ -187,15 +188,25 @@ def _fit_history(history: Sequence[Message], model: CatalogModel, room: int) -> 
 
 
 def _fit_passages(passages: Sequence[Passage], room: int, most: int) -> tuple[Passage, ...]:
-    kept: list[Passage] = []
-    number = 1
-    for passage in passages[:most]:
-        numbered = number_units(passage, number)
-        block = "\n".join([heading_line(numbered), *(f"[{u.number}] {u.text}" for u in numbered.units)])
-        room -= token_estimate(block) + 2
-        number += len(numbered.units)
-        if room < 0 or number > MAX_UNITS + 1:
+    """The first passages that fit, neighbours as one."""
+    kept: tuple[Passage, ...] = ()
+    for count in range(1, len(passages[:most]) + 1):
+        numbered = _numbered(merged(passages[:count]))
+        size = sum(token_estimate(_block(passage)) + 2 for passage in numbered)
+        if size > room or sum(len(passage.units) for passage in numbered) > MAX_UNITS:
             break
-        if numbered.units:
-            kept.append(numbered)
-    return tuple(kept)
+        kept = numbered
+    return tuple(passage for passage in kept if passage.units)
+
+
+def _numbered(passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    numbered: list[Passage] = []
+    number = 1
+    for passage in passages:
+        numbered.append(number_units(passage, number))
+        number += len(numbered[-1].units)
+    return tuple(numbered)
+
+
+def _block(passage: Passage) -> str:
+    return "\n".join([heading_line(passage), *(f"[{unit.number}] {unit.text}" for unit in passage.units)])

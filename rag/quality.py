@@ -6,6 +6,10 @@ import json
 from collections.abc import Mapping
 
 _SENTENCES = {
+    "lost_edits": (
+        "{n} edit of the earlier version was dropped: its passage changed",
+        "{n} edits of the earlier version were dropped: their passages changed",
+    ),
     "empty_pages": ("{n} page without text", "{n} pages without text"),
     "broken_pages": ("{n} broken page", "{n} broken pages"),
     "ocr_pages": ("{n} scanned page read by OCR", "{n} scanned pages read by OCR"),

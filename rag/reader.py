@@ -5,10 +5,12 @@ kernel lets users make namespaces, lives in a network namespace of its own that 
 
 Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
 With `"scan"` in the line a page's links or a sitemap's are read instead (`rag.loaders_links`).
+With `"place"` in the line a page of the PDF is drawn instead (`rag.page_image`).
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import resource
@@ -24,10 +26,12 @@ from core.errors import DocumentError
 from core.settings import PROJECT, Settings, child_environment
 from rag.loaders_links import Scan, Sitemap, scan_html, scan_sitemap
 from rag.outline import Extracted, Section
+from rag.page_image import Place, draw
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 30
 WALL_SECONDS = 60.0
+DRAW_SECONDS = 20.0  # a person is waiting
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
@@ -51,18 +55,26 @@ class Reader:
 
         Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
         """
-        answer = self._answer({"name": name}, data)
+        answer = self._answer({"name": name}, data, WALL_SECONDS)
         sections = tuple(Section(**section) for section in answer["sections"])
         return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
 
+    def draw(self, data: bytes, place: Place) -> tuple[bytes, int]:
+        """A page of a PDF as PNG, and how many places were marked on it (see `rag.page_image.draw`).
+
+        Raises DocumentError as `read` does; a page has DRAW_SECONDS.
+        """
+        answer = self._answer({"name": "page.pdf", "place": asdict(place)}, data, DRAW_SECONDS)
+        return base64.b64decode(answer["png"]), int(answer["marks"])
+
     def scan(self, data: bytes) -> Scan:
         """What a crawl needs of a web page (raises DocumentError as `read`)."""
-        answer = self._answer({"name": "page.html", "scan": "page"}, data)
+        answer = self._answer({"name": "page.html", "scan": "page"}, data, WALL_SECONDS)
         return Scan(**(answer | {"links": tuple(answer["links"])}))
 
     def sitemap(self, data: bytes) -> Sitemap:
         """The addresses that a sitemap lists (raises DocumentError as `read`)."""
-        answer = self._answer({"name": "sitemap.xml", "scan": "sitemap"}, data)
+        answer = self._answer({"name": "sitemap.xml", "scan": "sitemap"}, data, WALL_SECONDS)
         return Sitemap(tuple(answer["pages"]), tuple(answer["sitemaps"]))
 
     def close(self) -> None:
@@ -72,10 +84,10 @@ class Reader:
             self._child.communicate()
             self._child = None
 
-    def _answer(self, request: dict[str, Any], data: bytes) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], data: bytes, seconds: float) -> dict[str, Any]:
         child = self._start()
         try:
-            answer = self._ask(child, request | {"size": len(data)}, data)
+            answer = self._ask(child, request | {"size": len(data)}, data, seconds)
         except (OSError, ValueError):
             self.close()
             raise DocumentError(
@@ -99,12 +111,14 @@ class Reader:
             )
         return self._child
 
-    def _ask(self, child: subprocess.Popen[bytes], request: dict[str, Any], data: bytes) -> dict[str, Any]:
+    def _ask(
+        self, child: subprocess.Popen[bytes], request: dict[str, Any], data: bytes, seconds: float
+    ) -> dict[str, Any]:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(json.dumps(request).encode() + b"\n" + data)
         child.stdin.flush()
-        deadline = time.monotonic() + WALL_SECONDS
+        deadline = time.monotonic() + seconds
         answer = bytearray()
         while not answer.endswith(b"\n"):
             ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
@@ -129,6 +143,9 @@ def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     try:
         if "scan" in request:
             return asdict(scan_html(data) if request["scan"] == "page" else scan_sitemap(data))
+        if "place" in request:
+            png, marks = draw(data, Place(**request["place"]))
+            return {"png": base64.b64encode(png).decode("ascii"), "marks": marks}
         return asdict(extract(request["name"], data))
     except DocumentError as error:
         return {"message": error.message, "next_step": error.next_step}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core.db import now_ms
 from core.errors import DocumentError
+from rag.chunk_carry import carry
 from rag.documents import SYNCED, DocumentStore, display_name
 from rag.files import below
 from rag.intake import take
@@ -109,6 +110,8 @@ class _Run:
             if taken.document.created_at >= began:
                 self.changes.added.append(taken.document.id)
                 self.report(f"added      {taken.document.name}")
+        if before is not None and (lost := carry(self.store.database, before.documents, ids)):
+            self.report(f"edits      {display_name(name)}: {lost} dropped, as the passage changed")
         self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
         self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
 

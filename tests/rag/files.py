@@ -39,10 +39,19 @@ def bomb_pdf(size: int = 1_500_000_000) -> bytes:
     packer = zlib.compressobj(9)
     step = b"(a) Tj " * 150_000
     packed = b"".join(packer.compress(step) for _ in range(size // len(step))) + packer.flush()
+    return _one_page("0 0 600 800", packed)
+
+
+def sized_pdf(box: str) -> bytes:
+    """A PDF of one empty page that claims this size."""
+    return _one_page(box, zlib.compress(b"0 0 m 9 9 l S"))
+
+
+def _one_page(box: str, packed: bytes) -> bytes:
     parts = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [%b] /Contents 4 0 R >>" % box.encode(),
         b"<< /Filter /FlateDecode /Length %d >>\nstream\n" % len(packed) + packed + b"\nendstream",
     ]
     out = b"%PDF-1.4\n"
