@@ -22,6 +22,7 @@ STAGES = {
     "dense": ("Meaning", "Cosine similarity of MiniLM's vectors."),
     "fused": ("Both", "The two scores mixed."),
     "reranked": ("Feedback", "Mixed again after the question moved towards the best passages."),
+    "voted": ("Votes", "Readers' votes on earlier answers moved passages a little."),
     "answers": ("Read again", "The cross-encoder reads the best lines with the question."),
 }
 SHOWN = 5  # passages of a stage
