@@ -22,8 +22,8 @@ from feedback.store import FeedbackStore
 from finetune.base_papers import Asked, Domain
 from rag.citations import quotes
 from rag.embed import Embedder
-from rag.ingest import Ingestor
 from rag.index import Index
+from rag.ingest import Ingestor
 from rag.passages import PassageStore
 from rag.prompt import REFUSAL, build, question_line
 from rag.retrieve import Retriever
@@ -35,7 +35,7 @@ CORRECTED = 2  # of the readers who were answered wrongly, one in so many correc
 
 @dataclass(frozen=True)
 class Gold:
-    """A question that measures: the passages that hold its line, and whether a voting question has the line."""
+    """A question that measures: the passages that hold its line, and whether a voting one asks for it too."""
 
     question: str
     chunks: frozenset[int]

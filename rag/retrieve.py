@@ -74,7 +74,7 @@ class Retriever:
     def stages(self, question: str, k: int) -> dict[str, list[Passage]]:
         """The best `k` passages of every stage in its own order, with all their scores; for looking inside.
 
-        Stages: those of `search` in the order they run, and `answers` where there is a cross-encoder. Empty for `dense` while the
+        Stages: those of `search`, and `answers` where there is a cross-encoder. Empty for `dense` while the
         vectors are unusable.
         """
         scores = self._scores(question)

@@ -44,9 +44,7 @@ def answered(passage: Passage, passages: list[Passage], question: str = QUESTION
     built = prompt.build(question, passages, BUILTIN)
     shown = next(one for one in built.passages if one.chunk_id == passage.chunk_id)
     unit = shown.units[0]
-    citation = Citation(
-        1, unit.number, shown.document_id, shown.document, "", None, unit.start, unit.end, ""
-    )
+    citation = Citation(1, unit.number, shown.document_id, shown.document, "", None, unit.start, unit.end, "")
     return Answer(
         "x", "x", "answer", (citation,), built.passages, built.messages, "builtin", None, built.version,
         True, "stop", {}, {},
@@ -122,9 +120,7 @@ def test_an_approved_correction_speaks_for_the_passage_that_holds_it(
     found = retriever.search(QUESTION, 4)
     holder = next(p for p in found if "3 EUR a day" in p.text)
     wrong = next(p for p in found if p.chunk_id != holder.chunk_id)
-    correction = store.correct(
-        ask(store, "ann", answered(wrong, found)), "ann", "Parking costs 3 EUR a day."
-    )
+    correction = store.correct(ask(store, "ann", answered(wrong, found)), "ann", "Parking costs 3 EUR a day.")
     assert retriever.votes is not None
     assert retriever.votes.said() == {}
     Review(database).approve(correction, "rita")
