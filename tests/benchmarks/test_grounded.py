@@ -85,6 +85,6 @@ def test_model_and_quoting_stand_side_by_side(tmp_path: Path) -> None:
     assert rows["set: fact right"].value == 1.0
     assert rows["set: fact and citation right"].value == 1.0
     assert rows["set: rightly refused"].value == 1.0
-    refusals = next(row for name, row in rows.items() if "refusal right" in name)
+    refusals = next(row for name, row in rows.items() if "only when" in name)
     assert (refusals.value, refusals.unit) == (1.0, "of all")
     assert rows["set: fact right"].reference is not None
