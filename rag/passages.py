@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,14 @@ def bump_version(connection: Any) -> None:
     connection.execute(
         "INSERT INTO meta VALUES (?, '1') ON CONFLICT(key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
         (_VERSION,),
+    )
+
+
+def put_notes(connection: Any, notes: Mapping[str, str]) -> None:
+    """Set several notes inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
+        list(notes.items()),
     )
 
 
@@ -43,10 +51,7 @@ class PassageStore:
     def put_note(self, **notes: str) -> None:
         """Set several notes in one commit."""
         with self.database.write() as connection:
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
-                list(notes.items()),
-            )
+            put_notes(connection, notes)
 
     def counts(self) -> tuple[int, int]:
         """How many documents and chunks are ready."""

@@ -13,6 +13,7 @@ from rag import lexical, rerank
 from rag.citations import Likelihood, Similarity
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
+from rag.embedders import MADE_BY, Embedders, InService
 from rag.focus import READ, focus
 from rag.index import Index
 from rag.passages import PassageStore
@@ -34,6 +35,7 @@ class Retriever:
         self.database = database
         self.index = index
         self.embedder = embedder
+        self.vectors = InService(Embedders(settings, database), embedder)
         self.crossencoder = CrossEncoder()
         self.passages = PassageStore(database)
         self.votes = Votes(database, settings.vote_half_life) if settings.vote_priors else None
@@ -112,7 +114,7 @@ class Retriever:
 
     def warm(self) -> None:
         """Load the models and open the index, so that the first question is quick."""
-        self.embedder.warm()
+        self.vectors.warm()
         if self.answers:
             self.crossencoder.warm()
         self.index.open()
@@ -133,12 +135,15 @@ class Retriever:
         lexically = dict(lexical.search(self.database, question, CANDIDATES))
         if not self.index.status().usable:
             return rerank.by_words(lexically)
-        vector = self.embedder.encode([question])[0]
-        near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
-        if not near:
-            return rerank.by_words(lexically)
-        ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
-        return rerank.rerank(ids, lexically, vectors, vector)
+        for _ in range(2):
+            made_by = self.passages.note(MADE_BY)
+            vector = self.vectors.encode([question])[0]
+            near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
+            ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
+            # else another embedder came into service between the lines: never mix the two
+            if near and self.passages.note(MADE_BY) == made_by:
+                return rerank.rerank(ids, lexically, vectors, vector)
+        return rerank.by_words(lexically)
 
 
 def with_context(question: str, earlier: Sequence[str]) -> str:

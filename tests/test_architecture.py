@@ -90,6 +90,7 @@ SQL_FILES = (
     "rag/passages.py",
     "rag/lexical.py",
     "rag/sources.py",
+    "rag/vectors.py",
     "rag/votes.py",
 )
 FORBIDDEN = {
