@@ -98,6 +98,8 @@ def measure(parts: Resources, folder: Path, data: bytes) -> None:
     """Ask every question; leaving the page or pressing something else stops it, and nothing is kept."""
     try:
         gold = bench.read_gold(data)
+        if data != SAMPLES.read_bytes():
+            bench.keep_gold(folder, data)
         names = {d.id: d.name for d in parts.documents.list() if d.status == "ready"}
         bar = st.progress(0.0)
 

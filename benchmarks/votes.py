@@ -2,7 +2,9 @@
 
 Each organisation of `finetune.base_papers.HELD_OUT` is an installation of its own, see `benchmarks.voters`.
 Figures are those of passages (a question's right ones are those that hold its line), for the order that the
-search gives (`search`) and after the cross-encoder read the best again (`whole`).
+search gives (`search`) and after the cross-encoder read the best again (`whole`). The embedder is trained on
+three quarters of the voting questions; the rest are its gate's, whose verdict is counted, but both ways are
+measured whatever it says. With --domain NAME only organisations of that name are asked.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,15 +22,20 @@ from benchmarks.table import Row, main
 from benchmarks.voters import Gold, House, scratch
 from core.settings import load_settings, quiet_environment
 from evaluation.ranking import interval, ndcg, recall
+from evaluation.search_exam import figures, judge, questions
 from finetune.base_papers import HELD_OUT, domains
+from finetune.embedder import places, taught, train_candidate
+from finetune.telling import Terminal
 from rag.embed import Embedder
+from rag.embedders import Embedders
+from rag.reindex import Reindex
 from rag.retrieve import Retriever
 
 DEPTH = 100
-CUTS = {"nDCG@10": lambda found, grades: ndcg(found, grades, 10),
-        "recall@5": lambda found, grades: recall(found, grades, 5)}  # fmt: skip
+Figure = Callable[[Sequence[str], Mapping[str, int], int], float]
+CUTS: dict[str, tuple[Figure, int]] = {"nDCG@10": (ndcg, 10), "recall@5": (recall, 5)}
 QUICK_VOTES, QUICK_GOLD = 30, 30
-BEFORE, PRIORS = "before", "priors"
+BEFORE, PRIORS, EMBEDDER, BOTH = "before", "priors", "embedder", "both"
 
 
 @dataclass
@@ -45,8 +53,8 @@ class Figures:
         parts = {"search": order[-2] if retriever.answers else order[-1], "whole": order[-1]}
         for part, stage in parts.items():
             found = [str(passage.chunk_id) for passage in stages[stage]]
-            for measure, figure in CUTS.items():
-                self.values.setdefault((part, measure), []).append(figure(found, grades))
+            for measure, (figure, cut) in CUTS.items():
+                self.values.setdefault((part, measure), []).append(figure(found, grades, cut))
         self.seen.append(gold.seen)
 
 
@@ -55,8 +63,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     quiet_environment()
     embedder = Embedder()
     results: dict[str, Figures] = {}
-    votes = {"up": 0, "down": 0, "corrections": 0}
-    homes = [home for home in domains() if home.name in HELD_OUT]
+    votes = {"up": 0, "down": 0, "corrections": 0, "questions that trained": 0, "gates passed": 0}
+    homes = [home for home in domains() if home.name in HELD_OUT and options.domain in home.name]
     for home in homes[:1] if options.quick else homes:
         with tempfile.TemporaryDirectory() as folder:
             settings = load_settings(model="builtin", vote_priors=False)
@@ -67,7 +75,13 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 for kind, count in house.vote(QUICK_VOTES if options.quick else None).items():
                     votes[kind] += count
                 ask(results, PRIORS, gold, with_priors(house))
-        print(f"{home.name} done", file=sys.stderr, flush=True)
+                way, learnt, passed = tuned(house)
+                votes["questions that trained"] += learnt
+                votes["gates passed"] += passed
+                ask(results, EMBEDDER, gold, beside(house, way))
+                way.settings = replace(settings, vote_priors=True)
+                ask(results, BOTH, gold, beside(house, way))
+        print(f"{home.name}: {votes}", file=sys.stderr, flush=True)
     counts = [Row(f"votes: {kind}", count) for kind, count in votes.items()]
     return [*counts, *comparison(results)]
 
@@ -77,6 +91,37 @@ def with_priors(house: House) -> Retriever:
     settings = replace(house.settings, vote_priors=True)
     found = Retriever(settings, house.database, house.index, house.embedder)
     found.crossencoder = house.retriever.crossencoder  # it remembers the pairs it has read
+    return found
+
+
+def tuned(house: House) -> tuple[Reindex, int, bool]:
+    """An embedder trained on the votes, its passages embedded; how many questions it learnt from; its gate."""
+    train, held = taught(house.settings, house.database)
+    folder = house.settings.data_dir / "embedders" / "tuned"
+    folder.mkdir(parents=True)
+    terminal = Terminal()
+
+    def tell(done: float, what: str) -> None:
+        with redirect_stdout(sys.stderr):  # the table is all that goes to the other
+            terminal(done, what)
+
+    train_candidate(house.settings, train, folder, tell)
+    candidate = Embedders(house.settings, house.database).get(folder.name)
+    way = Reindex(house.settings, house.database, candidate)
+    way.embed(tell)
+    asked = questions(house.settings, house.database, places(held))
+    before, after = (
+        figures(retriever, asked, lambda done: None) for retriever in (house.retriever, beside(house, way))
+    )
+    verdict = judge(asked, before, after)
+    print(verdict.reason, file=sys.stderr, flush=True)
+    return way, len(train), verdict.passed
+
+
+def beside(house: House, way: Reindex) -> Retriever:
+    """The search with the trained embedder's vectors."""
+    found = way.retriever(house.embedder)
+    found.crossencoder = house.retriever.crossencoder
     return found
 
 
@@ -116,5 +161,9 @@ def _row(label: str, before: Figures, after: Figures, key: tuple[str, str], kept
     return Row(label, fmean(new), f"gain {low:+.3f} to {high:+.3f}", fmean(old))
 
 
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--domain", default="", help="part of an organisation's name [all]")
+
+
 if __name__ == "__main__":
-    sys.exit(main("votes", (__doc__ or "").splitlines()[0], measure))
+    sys.exit(main("votes", (__doc__ or "").splitlines()[0], measure, _arguments))

@@ -25,8 +25,14 @@ from core.settings import Settings, load_settings, quiet_environment
 from feedback.store import FeedbackStore
 from finetune.children import last_words, signal_group, start, stop
 
-MODULES = {"ingest": "rag.ingest", "index": "rag.index", "retrain": "finetune.retrain"}
-LANES = (("ingest", "index"), ("retrain",))
+MODULES = {
+    "ingest": "rag.ingest",
+    "index": "rag.index",
+    "reindex": "rag.reindex",
+    "retrain": "finetune.retrain",
+    "embedder": "finetune.embedder",
+}
+LANES = (("ingest", "index", "reindex"), ("retrain", "embedder"))
 TICK, BEAT, GRACE, SCHEDULE = 0.5, 2.0, 10.0, 30.0  # seconds
 
 
