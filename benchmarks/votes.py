@@ -21,8 +21,8 @@ from statistics import fmean
 from benchmarks.table import Row, main
 from benchmarks.voters import Gold, House, scratch
 from core.settings import load_settings, quiet_environment
+from evaluation import search_exam
 from evaluation.ranking import interval, ndcg, recall
-from evaluation.search_exam import figures, judge, questions
 from finetune.base_papers import HELD_OUT, domains
 from finetune.embedder import places, taught, train_candidate
 from finetune.telling import Terminal
@@ -95,7 +95,7 @@ def with_priors(house: House) -> Retriever:
 
 
 def tuned(house: House) -> tuple[Reindex, int, bool]:
-    """An embedder trained on the votes, its passages embedded; how many questions it learnt from; its gate."""
+    """An embedder trained on the votes with the passages embedded, how much it learnt from, its gate."""
     train, held = taught(house.settings, house.database)
     folder = house.settings.data_dir / "embedders" / "tuned"
     folder.mkdir(parents=True)
@@ -109,11 +109,12 @@ def tuned(house: House) -> tuple[Reindex, int, bool]:
     candidate = Embedders(house.settings, house.database).get(folder.name)
     way = Reindex(house.settings, house.database, candidate)
     way.embed(tell)
-    asked = questions(house.settings, house.database, places(held))
+    asked = search_exam.questions(house.settings, house.database, places(held))
     before, after = (
-        figures(retriever, asked, lambda done: None) for retriever in (house.retriever, beside(house, way))
+        search_exam.figures(retriever, asked, lambda done: None)
+        for retriever in (house.retriever, beside(house, way))
     )
-    verdict = judge(asked, before, after)
+    verdict = search_exam.judge(asked, before, after)
     print(verdict.reason, file=sys.stderr, flush=True)
     return way, len(train), verdict.passed
 
