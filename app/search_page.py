@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app.answer_view import short
+from app.embedder_view import embedder
 from app.resources import Resources, resources
 from core.errors import UnderstudyError
 from core.settings import PROJECT
@@ -34,11 +35,13 @@ def page() -> None:
     parts = resources()
     st.title("Search", anchor=False)
     st.caption("What each stage of the search finds, before any model writes an answer.")
-    single, many = st.tabs(["One question", "Gold set"])
+    single, many, votes = st.tabs(["One question", "Gold set", "Learn from votes"])
     with single:
         one_question(parts)
     with many:
         gold_set(parts)
+    with votes:
+        embedder(parts)
 
 
 def one_question(parts: Resources) -> None:

@@ -110,10 +110,8 @@ def tuned(house: House) -> tuple[Reindex, int, bool]:
     way = Reindex(house.settings, house.database, candidate)
     way.embed(tell)
     asked = search_exam.questions(house.settings, house.database, places(held))
-    before, after = (
-        search_exam.figures(retriever, asked, lambda done: None)
-        for retriever in (house.retriever, beside(house, way))
-    )
+    ways = (house.retriever, beside(house, way))
+    before, after = (search_exam.figures(retriever, asked, lambda done: None) for retriever in ways)
     verdict = search_exam.judge(asked, before, after)
     print(verdict.reason, file=sys.stderr, flush=True)
     return way, len(train), verdict.passed

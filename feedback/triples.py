@@ -20,6 +20,7 @@ from feedback.records import Correction, Exchange, Vote
 from feedback.store import FeedbackStore
 
 WRONG_SOURCE = "wrong source"
+FEWEST = 16  # questions that an embedder can learn from
 _LABEL = re.compile(r"\[(\d+)\]")
 
 Place = tuple[str, int]

@@ -25,12 +25,11 @@ from core.jobs import Jobs
 from core.settings import Settings, load_settings, quiet_environment
 from evaluation.exam import citer, golden
 from evaluation.search_exam import Embedders, Verdict, headed, packaged, reindex, try_out
-from feedback.triples import Lesson, lessons
+from feedback.triples import FEWEST, Lesson, lessons
 from finetune.embedder_train import CARD, WEIGHTS
 from finetune.telling import Heartbeat, Terminal
 from finetune.training import run_training
 
-FEWEST = 16  # questions to learn from
 NEGATIVES = 3  # of one right passage
 VERDICT = "verdict.json"
 

@@ -29,6 +29,7 @@ def train(plan: dict[str, Any], folder: Path) -> None:
     import datasets
     import sentence_transformers as library
     import transformers
+    from sentence_transformers.sentence_transformer import losses
 
     transformers.set_seed(plan["seed"])
     model = library.SentenceTransformer(plan["base"], device="cpu", local_files_only=True)
@@ -43,9 +44,9 @@ def train(plan: dict[str, Any], folder: Path) -> None:
         warmup_steps=0.1, lr_scheduler_type="cosine", use_cpu=True, save_strategy="no", report_to="none",
         logging_steps=1, disable_tqdm=True,
         # a question's other right passage, or the same one of another question, is no negative
-        batch_sampler=library.training_args.BatchSamplers.NO_DUPLICATES,
+        batch_sampler="no_duplicates",
     )  # fmt: skip
-    loss = library.losses.MultipleNegativesRankingLoss(model)
+    loss = losses.MultipleNegativesRankingLoss(model)
     trainer = library.SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_watch(folder))
