@@ -86,7 +86,7 @@ def controls(parts: Resources, embedders: Embedders) -> None:
     with st.container(horizontal=True):
         st.button(
             "Train on votes", type="primary", icon=":material/school:", key="train_embedder",
-            disabled=bool(missing) or len(train) < FEWEST,
+            disabled=bool(missing) or len(train) < FEWEST or not parts.settings.vote_embedder,
             on_click=partial(parts.jobs.submit, "embedder", once=True),
         )  # fmt: skip
         if before := embedders.before():

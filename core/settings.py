@@ -45,6 +45,7 @@ class Settings:
     cross_encoder: bool = True  # read the best lines once more with the question before choosing among them
     vote_priors: bool = False  # let votes move the passages that answers cited a little up or down
     vote_half_life: float = 180.0  # days after which a vote on a passage counts half
+    vote_embedder: bool = True  # let votes train the search's embedder; a better one serves until rolled back
     chunk_tokens: int = 120  # tokens of a chunk (MiniLM reads 256 at most)
     answer_tokens: int = 160  # longest answer in tokens
     temperature: float = 0.0  # 0 is greedy

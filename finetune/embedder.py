@@ -43,6 +43,8 @@ def retrain(settings: Settings, database: Database, tell: Tell, steps: int | Non
     Raises TrainingError when there is too little to learn from, ConflictError when another training is at
     work, and Cancelled.
     """
+    if not settings.vote_embedder:
+        raise TrainingError("Training the embedder is switched off.", "Set vote_embedder to true.")
     with owner_lock(settings.data_dir / "retrain.lock", "Retraining"):
         train, held = taught(settings, database)
         if len(train) < FEWEST:

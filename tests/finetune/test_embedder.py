@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,8 @@ def test_too_few_votes_are_said_to_be_so(tmp_path: Path) -> None:
     settings = load_settings({}, data_dir=str(tmp_path))
     with pytest.raises(TrainingError, match=f"{FEWEST} are needed"):
         retrain(settings, Database(settings.database), tell)
+    with pytest.raises(TrainingError, match="switched off"):
+        retrain(replace(settings, vote_embedder=False), Database(settings.database), tell)
     with pytest.raises(NotFoundError, match="No other embedder"):
         roll_back(settings, Database(settings.database), tell)
 
