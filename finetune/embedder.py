@@ -26,7 +26,7 @@ from core.settings import Settings, load_settings, quiet_environment
 from evaluation.exam import citer, golden
 from evaluation.search_exam import Embedders, Verdict, headed, packaged, reindex, try_out
 from feedback.triples import FEWEST, Lesson, lessons
-from finetune.embedder_train import CARD, WEIGHTS
+from finetune.embedder_train import WEIGHTS
 from finetune.telling import Heartbeat, Terminal
 from finetune.training import run_training
 
@@ -52,7 +52,9 @@ def retrain(settings: Settings, database: Database, tell: Tell, steps: int | Non
                 f"Votes name the right passages of {len(train)} questions; {FEWEST} are needed.",
                 "Vote on more answers, or approve corrections.",
             )
-        folder = _new_folder(settings)
+        _sweep(settings, database)
+        folder = settings.data_dir / "embedders" / f"{datetime.now(UTC):%Y%m%d}-{new_id()[:6]}"
+        folder.mkdir(parents=True)
         try:
             train_candidate(settings, train, folder, lambda done, what: tell(0.5 * done, what), steps)
             verdict = try_out(
@@ -60,7 +62,7 @@ def retrain(settings: Settings, database: Database, tell: Tell, steps: int | Non
                 lambda done, what: tell(0.5 + 0.5 * done, what),
             )  # fmt: skip
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _sweep(settings, database)
             raise
         return _settle(folder, verdict)
 
@@ -107,15 +109,13 @@ def to_triples(train: Sequence[Lesson], seed: int) -> list[tuple[str, str, str]]
     return triples
 
 
-def _new_folder(settings: Settings) -> Path:
-    """A folder for one more embedder; what killed trainings left goes."""
-    root = settings.data_dir / "embedders"
-    for path in root.glob("*"):
-        if path.is_dir() and not (path / CARD).exists():
-            shutil.rmtree(path)
-    folder = root / f"{datetime.now(UTC):%Y%m%d}-{new_id()[:6]}"
-    folder.mkdir(parents=True)
-    return folder
+def _sweep(settings: Settings, database: Database) -> None:
+    """Remove what unfinished trainings left, but never an embedder that serves or served."""
+    embedders = Embedders(settings, database)
+    kept = {embedders.serving_id(), embedders.before()}
+    for path in embedders.folder.glob("*"):
+        if path.is_dir() and path.name not in kept and not (path / VERDICT).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _settle(folder: Path, verdict: Verdict) -> dict[str, Any]:

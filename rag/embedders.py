@@ -48,6 +48,11 @@ class Identity:
         """What is stored with the vectors."""
         return json.dumps({"id": self.id, "sha256": self.sha256, "dimensions": self.dimensions})
 
+    @property
+    def key(self) -> str:
+        """What its vectors are kept under while it is not in service: other weights are another embedder."""
+        return f"{self.id} {self.sha256[:16]}"
+
     def made(self, note: str) -> bool:
         """Whether vectors with this note are its own; the first versions noted the name alone."""
         return note == self.note or (self.packaged and note == EMBEDDING)
@@ -62,7 +67,11 @@ class Embedders:
 
     def in_service(self) -> Identity:
         """The one whose vectors are searched (raises ModelError when its files are gone or changed)."""
-        return self.get(self.notes.note(IN_SERVICE) or EMBEDDING)
+        return self.get(self.serving_id())
+
+    def serving_id(self) -> str:
+        """Its id, whether or not its files are there."""
+        return self.notes.note(IN_SERVICE) or EMBEDDING
 
     def before(self) -> str:
         """The id of the one that a rollback returns to; empty when there is none."""

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 
 from core.db import Database, audit
-from core.errors import Cancelled, ConflictError, UnderstudyError, run_main
+from core.errors import Cancelled, ConflictError, NotFoundError, UnderstudyError, run_main
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings, load_settings, quiet_environment
@@ -56,7 +56,7 @@ class Reindex:
         self.database = database
         self.target = target
         self.embedders = Embedders(settings, database)
-        self.staged = StagedVectors(database, target.id)
+        self.staged = StagedVectors(database, target.key)
         self.model = Embedder(folder=target.folder)
 
     def embed(self, tell: Tell) -> None:
@@ -64,7 +64,10 @@ class Reindex:
         documents = DocumentStore(self.database, self.settings)
         lacking = self.staged.lacking()
         for number, document_id in enumerate(lacking):
-            pieces = documents.chunk_texts(document_id)
+            try:
+                pieces = documents.chunk_texts(document_id)
+            except NotFoundError:
+                continue  # deleted a moment ago
             for at in range(0, len(pieces), BATCH):
                 tell(number / len(lacking), f"Embedding document {number + 1} of {len(lacking)}")
                 step = pieces[at : at + BATCH]
@@ -85,12 +88,13 @@ class Reindex:
         with owner_lock(self.settings.data_dir / "ingest.lock", "Reading documents", wait=True):
             self.embed(tell)
             tell(0.95, "Building the index")
-            serving = "" if self.embedders.mismatch() else self.embedders.in_service().id
-            keep = serving if serving != self.target.id else ""
+            serving = None if self.embedders.mismatch() else self.embedders.in_service()
+            before = serving if serving and serving.id != self.target.id else None
 
             def exchange(connection: object) -> None:
-                self.staged.exchange(connection, keep)
-                notes = {IN_SERVICE: self.target.id, MADE_BY: self.target.note, BEFORE: keep}
+                self.staged.exchange(connection, before.key if before else "")
+                notes = {IN_SERVICE: self.target.id, MADE_BY: self.target.note}
+                notes[BEFORE] = before.id if before else ""
                 put_notes(connection, notes)
                 audit(connection, actor, "embedder.switch", f"{self.target.id}: {reason}")  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ _STEP = 500
 
 
 class StagedVectors(PassageStore):
-    """The passages with the vectors of the embedder `embedder` instead of those in service."""
+    """The passages with the vectors of the embedder `embedder` (its key) instead of those in service."""
 
     def __init__(self, database: Database, embedder: str) -> None:
         super().__init__(database)

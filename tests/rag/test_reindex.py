@@ -187,3 +187,15 @@ def test_a_damaged_embedder_is_refused_and_search_goes_on_by_words(
         Embedders(settings, database).get(tuned)
     reindex(settings, database, EMBEDDING, "ann", tell)
     assert retriever.index.status().usable
+
+
+def test_vectors_kept_by_other_weights_of_the_same_name_are_not_used(
+    retriever: Retriever, tuned: str, settings: Settings, database: Database
+) -> None:
+    """The packaged model was exchanged while another one served: going back embeds everything anew."""
+    before = dense(retriever)
+    reindex(settings, database, tuned, "ann", tell)
+    with database.write() as connection:
+        connection.execute("UPDATE vectors SET embedder = ?, vector = zeroblob(1536)", (f"{EMBEDDING} old",))
+    reindex(settings, database, EMBEDDING, "ann", tell)
+    assert dense(retriever) == before
