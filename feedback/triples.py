@@ -60,13 +60,13 @@ def lessons(
         right, wrong = _sorted_out(exchange, votes, corrections, cite)
         rights.setdefault(key, {}).update(right)
         wrongs.setdefault(key, {}).update(wrong)
-    train, held = [], []
+    train: list[Lesson] = []
+    held: list[Lesson] = []
     for key, question in questions.items():
-        if not rights[key]:
-            continue
-        wrong = [passage for place, passage in wrongs[key].items() if place not in rights[key]]
-        lesson = Lesson(question, tuple(rights[key].values()), tuple(wrong))
-        (held if is_held_out(key, heldout_share, seed) else train).append(lesson)
+        if rights[key]:
+            chosen = [passage for place, passage in wrongs[key].items() if place not in rights[key]]
+            lesson = Lesson(question, tuple(rights[key].values()), tuple(chosen))
+            (held if is_held_out(key, heldout_share, seed) else train).append(lesson)
     return train, held
 
 
