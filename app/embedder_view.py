@@ -87,13 +87,18 @@ def controls(parts: Resources, embedders: Embedders) -> None:
         st.button(
             "Train on votes", type="primary", icon=":material/school:", key="train_embedder",
             disabled=bool(missing) or len(train) < FEWEST or not parts.settings.vote_embedder,
-            on_click=partial(parts.jobs.submit, "embedder", once=True),
+            on_click=order, args=(parts, "embedder"),
         )  # fmt: skip
         if before := embedders.before():
             st.button(
                 "Go back to the one before", icon=":material/undo:", key="rollback_embedder",
-                on_click=partial(parts.jobs.submit, "reindex", {"embedder": before}, once=True),
+                on_click=order, args=(parts, "reindex", {"embedder": before}),
             )  # fmt: skip
+
+
+def order(parts: Resources, kind: str, payload: dict[str, Any] | None = None) -> None:
+    """Callback of the buttons: a second click orders nothing more."""
+    parts.jobs.submit(kind, payload, once=True)
 
 
 def history(embedders: Embedders) -> None:

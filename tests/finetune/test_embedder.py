@@ -179,7 +179,7 @@ def test_a_cancelled_training_leaves_nothing(house: Boathouse) -> None:
 def test_a_job_reports_its_end(house: Boathouse, monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"embedder": "x", "passed": False, "reason": "No."}
     monkeypatch.setattr(embedder, "retrain", lambda *_: result)
-    monkeypatch.setattr(embedder.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     jobs = Jobs(house.database)
     jobs.submit("embedder")
     job = jobs.lease(("embedder",))
