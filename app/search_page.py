@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app.answer_view import short
+from app.embedder_view import embedder
 from app.resources import Resources, resources
 from core.errors import UnderstudyError
 from core.settings import PROJECT
@@ -22,6 +23,7 @@ STAGES = {
     "dense": ("Meaning", "Cosine similarity of MiniLM's vectors."),
     "fused": ("Both", "The two scores mixed."),
     "reranked": ("Feedback", "Mixed again after the question moved towards the best passages."),
+    "voted": ("Votes", "Readers' votes on earlier answers moved passages a little."),
     "answers": ("Read again", "The cross-encoder reads the best lines with the question."),
 }
 SHOWN = 5  # passages of a stage
@@ -33,11 +35,13 @@ def page() -> None:
     parts = resources()
     st.title("Search", anchor=False)
     st.caption("What each stage of the search finds, before any model writes an answer.")
-    single, many = st.tabs(["One question", "Gold set"])
+    single, many, votes = st.tabs(["One question", "Gold set", "Learn from votes"])
     with single:
         one_question(parts)
     with many:
         gold_set(parts)
+    with votes:
+        embedder(parts)
 
 
 def one_question(parts: Resources) -> None:
@@ -97,6 +101,8 @@ def measure(parts: Resources, folder: Path, data: bytes) -> None:
     """Ask every question; leaving the page or pressing something else stops it, and nothing is kept."""
     try:
         gold = bench.read_gold(data)
+        if data != SAMPLES.read_bytes():
+            bench.keep_gold(folder, data)
         names = {d.id: d.name for d in parts.documents.list() if d.status == "ready"}
         bar = st.progress(0.0)
 

@@ -200,6 +200,14 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX chunk_history_chunk ON chunk_history(document_id, ordinal, seq);
     """,
+    """
+    CREATE TABLE vectors (                   -- of passages, by embedders that are not in service
+        chunk_id INTEGER NOT NULL REFERENCES chunks(id) ON DELETE CASCADE,
+        embedder TEXT NOT NULL,
+        vector BLOB NOT NULL,                -- as chunks.vector
+        PRIMARY KEY (chunk_id, embedder)
+    );
+    """,
 )
 
 

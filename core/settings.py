@@ -44,6 +44,9 @@ class Settings:
     gpu_layers: int = -1  # layers put on a GPU when llama.cpp was built for one; -1 is all
     passages: int = 0  # passages put into a prompt; 0 takes the catalog's
     cross_encoder: bool = True  # read the best lines once more with the question before choosing among them
+    vote_priors: bool = False  # let votes move the passages that answers cited a little up or down
+    vote_half_life: float = 180.0  # days after which a vote on a passage counts half
+    vote_embedder: bool = True  # let votes train the search's embedder; a better one serves until rolled back
     chunk_tokens: int = 120  # tokens of a chunk (MiniLM reads 256 at most)
     answer_tokens: int = 160  # longest answer in tokens
     temperature: float = 0.0  # 0 is greedy
@@ -145,6 +148,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "slots": (0, 64),
     "gpu_layers": (-1, 10_000),
     "passages": (0, 32),
+    "vote_half_life": (1, 36_500),
     "chunk_tokens": (32, 256),
     "answer_tokens": (8, 4096),
     "temperature": (0, 2),

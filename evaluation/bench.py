@@ -17,7 +17,7 @@ from typing import Any
 
 from core.db import now_ms
 from core.errors import QuestionError, StorageError
-from core.files import read_json, write_json
+from core.files import read_json, write_bytes, write_json
 from core.types import Passage
 from evaluation.ranking import ndcg, recall, reciprocal_rank
 from rag.retrieve import Retriever
@@ -26,6 +26,7 @@ DEPTH = 100  # passages of each stage that are looked at
 CUT = 10
 MOST = 5_000  # questions
 MEASURES = ("nDCG@10", "recall@10", "MRR@10")
+GOLD = "gold.txt"  # the gold set that was used last, as it was loaded
 EVEN = 1e-9  # a difference that counts as none
 
 
@@ -146,6 +147,18 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 def _last(question: dict[str, Any]) -> float:
     return float(list(question["stages"].values())[-1][0])
+
+
+def keep_gold(folder: Path, data: bytes) -> None:
+    """Keep a gold set that could be read: the embedder's judge asks its questions, too."""
+    read_gold(data)
+    write_bytes(folder / GOLD, data)
+
+
+def kept_gold(folder: Path) -> list[Gold]:
+    """The gold set that was kept last; empty when there is none."""
+    path = folder / GOLD
+    return read_gold(path.read_bytes()) if path.exists() else []
 
 
 def keep(folder: Path, result: dict[str, Any], *, most: int = 20) -> None:

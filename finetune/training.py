@@ -14,7 +14,13 @@ from finetune.progress import read_progress
 from finetune.train import EXIT_CANCELLED, PROGRESS
 
 
-def run_training(plan: Path, folder: Path, settings: Settings, tell: Callable[[float, str], None]) -> None:
+def run_training(
+    plan: Path,
+    folder: Path,
+    settings: Settings,
+    tell: Callable[[float, str], None],
+    module: str = "finetune.train",
+) -> None:
     """Train the stages of `plan` into `folder` in a process that takes its memory and crashes with it.
 
     `tell` hears the share that is done and a sentence; what it raises stops the training, whose checkpoint is
@@ -23,7 +29,7 @@ def run_training(plan: Path, folder: Path, settings: Settings, tell: Callable[[f
     """
     log = folder / "train.log"
     stages = len(read_json(plan)["stages"])
-    process = start("finetune.train", [str(plan), str(folder)], settings, log, own_group=False)
+    process = start(module, [str(plan), str(folder)], settings, log, own_group=False)
     try:
         while process.poll() is None:
             tell(*how_far(folder / PROGRESS, stages))

@@ -30,9 +30,11 @@ MODULES = {
     "ingest": "rag.ingest",
     "index": "rag.index",
     "crawl": "rag.crawl_command",
+    "reindex": "rag.reindex",
     "retrain": "finetune.retrain",
+    "embedder": "finetune.embedder",
 }
-LANES = (("ingest", "index"), ("crawl",), ("retrain",))
+LANES = (("ingest", "index", "reindex"), ("crawl",), ("retrain", "embedder"))
 TICK, BEAT, GRACE, SCHEDULE = 0.5, 2.0, 10.0, 30.0  # seconds
 
 

@@ -43,7 +43,8 @@ class Embedder:
     and up. The index keeps exact vectors.
     """
 
-    def __init__(self, half: bool = False) -> None:
+    def __init__(self, half: bool = False, folder: Path | None = None) -> None:
+        self.folder = folder  # of a model with MiniLM's shape; the packaged one when none is given
         self._model: Any = None
         self._half = half
         self._lock = threading.Lock()
@@ -93,7 +94,9 @@ class Embedder:
 
     def _load(self) -> Any:
         if self._model is None:
-            self._model = library().SentenceTransformer(str(weights()), device="cpu")
+            self._model = library().SentenceTransformer(
+                str(self.folder or weights()), device="cpu", local_files_only=True
+            )
             if self._half:
                 self._model.bfloat16()
         return self._model

@@ -26,8 +26,9 @@ from core.errors import Cancelled, ConflictError, StorageError, UnderstudyError,
 from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import PROJECT, Settings, child_environment, load_settings, quiet_environment
-from rag.embed import DIMENSIONS, EMBEDDING, Vectors
-from rag.passages import PassageStore
+from rag.embed import DIMENSIONS, Vectors
+from rag.embedders import MADE_BY, Embedders
+from rag.passages import PassageStore, put_notes
 
 COLLECTION = "chunks"
 PROBE_SECONDS = 120.0
@@ -54,6 +55,7 @@ class Index:
         self.settings = settings
         self.folder = settings.data_dir / "index"
         self.passages = PassageStore(database)
+        self.embedders = Embedders(settings, database)
         self._lock = threading.RLock()
         self._client: Any = None
         self._collection: Any = None
@@ -67,6 +69,8 @@ class Index:
         with self._owned():
             self._opened = False
             self._sync(progress)
+        if self.embedders.mismatch():
+            self._embed_anew()
         return self.status()
 
     def sync(self) -> None:
@@ -79,6 +83,38 @@ class Index:
         with self._owned():
             self._rebuild(progress)
 
+    def replace(self, passages: PassageStore, exchange: Callable[[Any], None]) -> None:
+        """Put vectors of another embedder, those of `passages`, in the place of these, in one commit.
+
+        The index is built beside this one, which serves until then; `exchange` changes the database's own
+        vectors and the notes on who made them, inside the commit that also names the new generation.
+        """
+        beside = self.folder / "next"
+        shutil.rmtree(beside, ignore_errors=True)
+        client, collection = open_collection(beside)
+        self._fill(collection, sorted(passages.ready_ids()), None, passages)
+        with self._owned():
+            wanted, present = passages.ready_ids(), {int(i) for i in collection.get(include=[])["ids"]}
+            self._fill(collection, sorted(wanted - present), None, passages)
+            if extra := [str(i) for i in sorted(present - wanted)]:
+                collection.delete(ids=extra)
+            client.close()
+            taken, generation = self._next_generation()
+            beside.rename(self._path(generation))
+            stamp = int(self.passages.note("index_stamp") or 0) + 1
+            with self.passages.database.write() as connection:
+                exchange(connection)
+                put_notes(
+                    connection,
+                    {
+                        "index_generation": str(generation), "index_state": "ready",
+                        "index_version": str(self.passages.version()), "index_stamp": str(stamp),
+                    },
+                )  # fmt: skip
+            self._forget()
+            for number in taken:
+                shutil.rmtree(self._path(number), ignore_errors=True)
+
     def status(self) -> IndexStatus:
         """Whether vectors can be searched right now."""
         generation = int(self.passages.note("index_generation") or 0)
@@ -89,9 +125,8 @@ class Index:
             return IndexStatus(False, "The vector index is being rebuilt.", generation)
         if not generation or not self._path(generation).exists():
             return IndexStatus(False, "The vector index is not built yet.", generation)
-        if self.passages.note("index_embedding") != EMBEDDING:
-            return IndexStatus(False, "The vector index belongs to another embedding model.", generation)
-        return IndexStatus(True, "", generation)
+        mismatch = self.embedders.mismatch()
+        return IndexStatus(not mismatch, mismatch, generation)
 
     def query(self, vector: Vectors, limit: int) -> list[tuple[int, float]]:
         """(chunk id, cosine similarity) of the nearest chunks, best first; empty when the index is unusable.
@@ -185,6 +220,8 @@ class Index:
             Jobs(self.passages.database).submit("index", once=True)
 
     def _sync(self, progress: Progress | None = None) -> None:
+        if self.embedders.mismatch():
+            return  # nothing to mend here: other vectors are needed
         if not self._opened and not self._fit():
             self._rebuild(progress)
             return
@@ -209,8 +246,7 @@ class Index:
     def _rebuild(self, progress: Progress | None) -> None:
         self.passages.put_note(index_state="rebuilding")
         self._forget()
-        taken = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        generation = max([*taken, int(self.passages.note("index_generation") or 0)]) + 1
+        taken, generation = self._next_generation()
         version = self.passages.version()
         try:
             client, collection = open_collection(self._path(generation))
@@ -226,23 +262,42 @@ class Index:
                 "Search goes on by words alone. Check the free space, then run `understudy index rebuild`.",
             ) from error
         self._broken, self._failures, self._opened = "", 0, True
-        self.passages.put_note(
-            index_generation=str(generation), index_state="ready", index_embedding=EMBEDDING
-        )
+        self.passages.put_note(index_generation=str(generation), index_state="ready")
         self._commit(version)
         for number in taken:
             shutil.rmtree(self._path(number), ignore_errors=True)
 
-    def _fill(self, collection: Any, ids: list[int], progress: Progress | None) -> None:
+    def _next_generation(self) -> tuple[list[int], int]:
+        """The generations that have a folder, and the number of a new one."""
+        taken = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        return taken, max([*taken, int(self.passages.note("index_generation") or 0)]) + 1
+
+    def _embed_anew(self) -> None:
+        """Queue what makes the vectors fit the embedder on disk again, where there is one."""
+        with suppress(UnderstudyError):
+            wanted = {"embedder": self.embedders.in_service().id}
+            Jobs(self.passages.database).submit("reindex", wanted, once=True)
+
+    def _fill(
+        self,
+        collection: Any,
+        ids: list[int],
+        progress: Progress | None,
+        passages: PassageStore | None = None,
+    ) -> None:
+        passages = passages or self.passages
         for at in range(0, len(ids), STEP):
             step = ids[at : at + STEP]
-            collection.upsert(ids=[str(i) for i in step], embeddings=self.passages.vectors(step))
+            collection.upsert(ids=[str(i) for i in step], embeddings=passages.vectors(step))
             if progress is not None:
                 progress((at + len(step)) / len(ids))
 
     def _commit(self, version: int) -> None:
         stamp = int(self.passages.note("index_stamp") or 0) + 1
-        self.passages.put_note(index_version=str(version), index_stamp=str(stamp))
+        notes = {"index_version": str(version), "index_stamp": str(stamp)}
+        if not self.embedders.mismatch():  # a new index, or one of a version that noted the name alone
+            notes[MADE_BY] = self.embedders.in_service().note
+        self.passages.put_note(**notes)
         if self._collection is not None:  # what this process wrote itself it also sees
             self._stamp = f"{self.passages.note('index_generation')}:{stamp}"
 

@@ -21,6 +21,7 @@ from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore
 from rag.embed import Embedder
+from rag.embedders import Embedders, InService
 from rag.files import below
 from rag.filetypes import KINDS
 from rag.index import Index
@@ -62,18 +63,22 @@ class Ingestor:
         self.passages = PassageStore(database)
         self.index = index
         self.embedder = embedder
+        self.vectors = InService(Embedders(settings, database), embedder)
 
     def process(self, document: Document, beat: Callable[[], None] | None = None) -> None:
         """Embed a pending document and make it ready; its vectors reach the index with the next `sync`.
 
-        `beat` is called between batches and may raise Cancelled.
+        `beat` is called between batches and may raise Cancelled. Raises ConflictError while the passages are
+        to be embedded anew: vectors of two embedders are never mixed.
         """
+        if reason := self.index.embedders.mismatch():
+            raise ConflictError(reason, "The document waits until then.")
         pieces = self.documents.chunk_texts(document.id)
         parts = []
         for at in range(0, len(pieces), EMBED_STEP):
             if beat is not None:
                 beat()
-            parts.append(self.embedder.encode([text for _, text in pieces[at : at + EMBED_STEP]]))
+            parts.append(self.vectors.encode([text for _, text in pieces[at : at + EMBED_STEP]]))
         if not parts:
             self.documents.fail(document.id, "The document holds no text that can be searched.")
             return

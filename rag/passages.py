@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,14 @@ def bump_version(connection: Any) -> None:
     )
 
 
+def put_notes(connection: Any, notes: Mapping[str, str]) -> None:
+    """Set several notes inside the caller's transaction."""
+    connection.executemany(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
+        list(notes.items()),
+    )
+
+
 class PassageStore:
     """Reads ready chunks and keeps small notes (the `meta` table)."""
 
@@ -46,10 +54,7 @@ class PassageStore:
     def put_note(self, **notes: str) -> None:
         """Set several notes in one commit."""
         with self.database.write() as connection:
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
-                list(notes.items()),
-            )
+            put_notes(connection, notes)
 
     def counts(self) -> tuple[int, int]:
         """How many documents and chunks are ready."""

@@ -13,10 +13,13 @@ from rag import lexical, rerank
 from rag.citations import Likelihood, Similarity
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
+from rag.embedders import MADE_BY, Embedders, InService
 from rag.focus import READ, focus
 from rag.index import Index
 from rag.passages import PassageStore
+from rag.priors import voted
 from rag.variety import WINDOW, varied
+from rag.votes import Votes
 from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
@@ -32,15 +35,18 @@ class Retriever:
         self.database = database
         self.index = index
         self.embedder = embedder
+        self.vectors = InService(Embedders(settings, database), embedder)
         self.crossencoder = CrossEncoder()
         self.passages = PassageStore(database)
+        self.votes = Votes(database, settings.vote_half_life) if settings.vote_priors else None
 
     def search(self, question: str, k: int) -> list[Passage]:
         """At most `k` passages of ready documents, best first, each with its scores.
 
-        Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order). What repeats
-        another passage is left out and no document crowds out the others, see `rag.variety`. Equal scores are
-        ordered by chunk id, so the same question gives the same passages.
+        Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order), and where votes
+        count `voted` (the order then) and the `prior` they gave. What repeats another passage is left out and
+        no document crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id, so the
+        same question gives the same passages.
         """
         return varied(self._ranked(question, WINDOW * k), k)
 
@@ -78,13 +84,15 @@ class Retriever:
         for stage in ("lexical", "dense", "fused", "reranked"):
             with_score = [i for i in scores if stage in scores[i]]
             orders[stage] = sorted(with_score, key=lambda i: (-scores[i][stage], i))[:k]
+        last = "voted" if self.votes else "reranked"
+        orders[last] = list(scores)[:k]
         found = self.passages.get(sorted({i for order in orders.values() for i in order}))
         ranked = {
             stage: [replace(found[i], scores=scores[i]) for i in order if i in found]
             for stage, order in orders.items()
         }
         if self.answers:
-            first, rest = ranked["reranked"][:LOOKED_AT], ranked["reranked"][LOOKED_AT:]
+            first, rest = ranked[last][:LOOKED_AT], ranked[last][LOOKED_AT:]
             ranked["answers"] = [*self._read_again(question, first), *rest]
         return ranked
 
@@ -106,7 +114,7 @@ class Retriever:
 
     def warm(self) -> None:
         """Load the models and open the index, so that the first question is quick."""
-        self.embedder.warm()
+        self.vectors.warm()
         if self.answers:
             self.crossencoder.warm()
         self.index.open()
@@ -118,16 +126,24 @@ class Retriever:
         return {"dense": index.usable, "reason": index.reason, "documents": documents, "chunks": chunks}
 
     def _scores(self, question: str) -> dict[int, rerank.Scores]:
-        """Candidates in order, with the scores of every stage; by words alone while vectors are unusable."""
+        """Candidates in order, with the scores of every stage but `answers`."""
+        scores = self._unvoted(question)
+        return voted(scores, self.votes.priors(scores)) if self.votes else scores
+
+    def _unvoted(self, question: str) -> dict[int, rerank.Scores]:
+        """What votes have no part in; by words alone while vectors are unusable."""
         lexically = dict(lexical.search(self.database, question, CANDIDATES))
         if not self.index.status().usable:
             return rerank.by_words(lexically)
-        vector = self.embedder.encode([question])[0]
-        near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
-        if not near:
-            return rerank.by_words(lexically)
-        ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
-        return rerank.rerank(ids, lexically, vectors, vector)
+        for _ in range(2):
+            made_by = self.passages.note(MADE_BY)
+            vector = self.vectors.encode([question])[0]
+            near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
+            ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
+            # else another embedder came into service between the lines: never mix the two
+            if near and self.passages.note(MADE_BY) == made_by:
+                return rerank.rerank(ids, lexically, vectors, vector)
+        return rerank.by_words(lexically)
 
 
 def with_context(question: str, earlier: Sequence[str]) -> str:

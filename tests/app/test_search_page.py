@@ -34,3 +34,16 @@ def test_the_search_page_shows_every_stage_and_measures(parts: Resources) -> Non
     at = click(at, "Measure")  # the golden questions, whose documents are not here
     assert "50 questions" in shown(at)
     assert len(bench.kept(parts.settings.data_dir / "bench")) == 3
+
+
+def test_the_search_learns_from_votes(parts: Resources) -> None:
+    at = open_page("search")
+    text = shown(at)
+    assert "In service: **all" in text
+    assert "questions to learn from" in text
+    train = next(button for button in at.button if button.label == "Train on votes")
+    assert train.disabled  # there are too few votes
+    assert not [button for button in at.button if "Go back" in button.label]
+    parts.jobs.submit("reindex", {"embedder": "gone"})
+    at = open_page("search")
+    assert [button for button in at.button if button.label == "Cancel"] or "gone" in shown(at)
