@@ -180,6 +180,29 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (root, path)
     );
     """,
+    """
+    CREATE TABLE intake (                    -- files on their way to being documents, in the order they came
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,             -- names the waiting bytes of an upload in data/queue
+        name TEXT NOT NULL,                  -- display text only, never a path
+        bytes INTEGER NOT NULL,
+        hash TEXT NOT NULL,                  -- sha256 of an upload's bytes; '' for a folder's file
+        origin TEXT NOT NULL,                -- upload, sync
+        root TEXT NOT NULL DEFAULT '',       -- a folder's file: the folder, absolute
+        path TEXT NOT NULL DEFAULT '',       -- and the file below it
+        owner TEXT NOT NULL,                 -- who queued it
+        status TEXT NOT NULL
+            CHECK (status IN ('waiting', 'reading', 'embedding', 'ready', 'failed', 'cancelled')),
+        error TEXT NOT NULL DEFAULT '',
+        next_step TEXT NOT NULL DEFAULT '',
+        documents TEXT NOT NULL DEFAULT '[]',  -- JSON: ids of what came of it; a ZIP archive has several
+        deaths INTEGER NOT NULL DEFAULT 0,   -- how often a process died while reading it
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    );
+    CREATE INDEX intake_status ON intake(status, seq);
+    CREATE INDEX intake_same ON intake(owner, hash, root, path);
+    """,
 )
 
 

@@ -48,6 +48,7 @@ class Settings:
     temperature: float = 0.0  # 0 is greedy
     support_threshold: float = 0.6  # share of a reply's words its cited units must hold
     upload_mb: int = 25  # largest document
+    waiting_files: int = 500  # files of one user that may wait to be read
     schedule: str = "off"  # retraining: off, nightly, or votes
     schedule_hour: int = 2  # local hour of the nightly run
     schedule_votes: int = 50  # newly approved rows that start a run when schedule is votes
@@ -142,6 +143,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
     "support_threshold": (0, 1),
     "upload_mb": (1, 2048),
+    "waiting_files": (1, 1_000_000),
     "schedule_hour": (0, 23),
     "schedule_votes": (1, 1_000_000),
     "seed": (0, 2**31 - 1),

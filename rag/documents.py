@@ -189,7 +189,12 @@ class DocumentStore:
 
     def pending(self) -> Documents:
         """Documents that wait for their vectors, oldest first."""
-        return [document for document in reversed(self.list()) if document.status == "pending"]
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM documents WHERE status = 'pending'"
+                " ORDER BY created_at, name DESC, id DESC"
+            ).fetchall()
+        return [Document(**dict(row)) for row in rows]
 
     def text(self, document_id: str) -> str:
         """The extracted text that chunk and citation offsets point into (raises NotFoundError)."""
