@@ -85,7 +85,7 @@ class DocumentStore:
         shown = display_name(name)
         if kind_of(shown, data) == "zip":
             raise DocumentError("An archive is no document.", "Its files are added one by one.")
-        document_id = hashlib.sha256(data).hexdigest()[:32]
+        document_id = _id_of(data)
         known = self.find(document_id)
         if known is not None and known.status != "failed":
             if known.origin == SYNCED and origin != SYNCED:
@@ -120,6 +120,10 @@ class DocumentStore:
                 ],
             )
         return self.get(document_id)
+
+    def known(self, data: bytes) -> Document | None:
+        """The document with these bytes, or None."""
+        return self.find(_id_of(data))
 
     def add_file(self, path: Path, origin: str, reader: Reader | None = None) -> Document:
         """`add` a regular file; links, pipes, devices and files that change meanwhile are refused."""
@@ -293,6 +297,10 @@ def display_name(name: str) -> str:
         return base or "untitled"
     ending = PurePath(base).suffix[:12]
     return base[: 200 - len(ending)] + ending
+
+
+def _id_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _text_hash(text: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from core.db import Database
 from core.errors import Cancelled, ConflictError, DocumentError, NotFoundError, StorageError
 from core.settings import Settings, load_settings
-from rag import drain as drain_module
+from rag import intake
 from rag.documents import DocumentStore
 from rag.ingest import Ingestor
 from rag.queue import Queue
@@ -137,14 +137,14 @@ def test_cancelled_while_it_is_read_or_embedded(
     queue: Queue, ingestor: Ingestor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = queue.put("guide.md", HANDBOOK)
-    take = drain_module.take
+    take = intake.take
 
     def cancelling(*rest: object) -> object:
         found = list(take(*rest))  # type: ignore[arg-type]
         queue.cancel(entry.id)
         return found
 
-    monkeypatch.setattr(drain_module, "take", cancelling)
+    monkeypatch.setattr("rag.drain.take", cancelling)
     assert ingestor.drain() == 0
     assert queue.get(entry.id).status == "cancelled"
     monkeypatch.undo()
@@ -173,7 +173,7 @@ def test_an_interrupted_file_waits_again_and_a_strange_error_fails_it_alone(
         def interrupted(*rest: object, error: BaseException = error) -> object:
             raise error
 
-        monkeypatch.setattr(drain_module, "take", interrupted)
+        monkeypatch.setattr("rag.drain.take", interrupted)
         with pytest.raises(type(error)):
             ingestor.drain()
         assert set(statuses(queue).values()) == {"waiting"}
@@ -239,7 +239,7 @@ def test_a_folder_is_queued_and_finished_by_the_worker(
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.md").write_text(f"# Number {number}\n\nText {number}.")
-    take = drain_module.take
+    take = intake.take
 
     def killed(store: object, name: str, *rest: object) -> object:
         if name == "2.md":
