@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -233,42 +233,6 @@ def test_uploads_say_what_became_of_each(parts: Resources) -> None:
     at.file_uploader[0].set_value([("again.txt", b"The garden opens at eight.", "text/plain")]).run()
     click(at, "Add 1 file")
     assert "in the collection already" in shown(at)
-
-
-def test_the_queue_is_shown_cancelled_retried_and_cleared(
-    parts: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts.jobs, "submit", lambda *_, **__: None)  # the worker sleeps
-    entries = [parts.queue.put(f"shed *{n}*.txt", b"Shed number %d." % n, "api:anna") for n in range(3)]
-    at = open_page("documents")
-    assert "shed \\*0\\*" in shown(at)
-    assert "next · by api:anna" in shown(at).replace("\\", "")
-    assert "number 3 in line" in shown(at)
-    next(e for e in at.button if e.key == f"cancel-{entries[0].id}").click()
-    at.run()
-    assert parts.queue.get(entries[0].id).status == "cancelled"
-    next(e for e in at.button if e.key == f"again-{entries[0].id}").click()
-    at.run()
-    assert parts.queue.get(entries[0].id).status == "waiting"
-    click(at, "Cancel all waiting (3)")
-    assert parts.queue.active() == 0
-    click(at, "Clear what failed or was cancelled")
-    assert "The queue is empty" in shown(at)
-
-
-def test_more_files_than_may_wait_are_refused_in_one_sentence(
-    parts: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parts.jobs, "submit", lambda *_, **__: None)
-    monkeypatch.setattr(parts.queue, "settings", replace(parts.settings, waiting_files=2))
-    at = open_page("documents")
-    files = [(f"q{n}.txt", b"Quota %d." % n, "text/plain") for n in range(9)]
-    at.file_uploader[0].set_value(files).run()
-    click(at, "Add 9 files")
-    assert "**q0.txt, q1.txt** were added to the queue" in shown(at).replace("\\", "")
-    assert "and 2 more were not added: 2 of your files wait already" in shown(at)
-    parts.queue.cancel_waiting()
-    parts.queue.clear()
 
 
 def test_review_approves_and_rejects(parts: Resources) -> None:
