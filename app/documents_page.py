@@ -8,11 +8,13 @@ from datetime import datetime
 
 import streamlit as st
 
+from app.access_view import PRIVATE, access_badges, access_buttons
 from app.answer_view import short
 from app.queue_view import show_queue, submit
 from app.resources import USER, Resources, resources
 from app.source_view import plain
 from core.errors import NotFoundError, UnderstudyError
+from rag.access import new_access
 from rag.citations import safe_markdown
 from rag.documents import Document
 from rag.filetypes import KINDS
@@ -35,7 +37,7 @@ def page() -> None:
     st.caption("Answers come from these documents and from nothing else.")
     upload(parts)
     busy = show_queue(parts)
-    show_list(parts, parts.documents.list(), counted=not busy)
+    show_list(parts, parts.documents.list(USER), counted=not busy)
 
 
 def upload(parts: Resources) -> None:
@@ -47,10 +49,13 @@ def upload(parts: Resources) -> None:
         accept_multiple_files=True,
         key=f"upload-{round_}",
     )
+    private = st.checkbox("Only for me", help=PRIVATE) if files else False
     if files and st.button(
         f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"
     ):
-        st.session_state["upload_outcomes"] = enqueue(parts, ((file.name, file.getvalue()) for file in files))
+        st.session_state["upload_outcomes"] = enqueue(
+            parts, ((file.name, file.getvalue()) for file in files), "owner" if private else "everybody"
+        )
         st.session_state["upload_round"] = round_ + 1
         st.rerun()
     outcomes = st.session_state.get("upload_outcomes", [])
@@ -63,23 +68,27 @@ def upload(parts: Resources) -> None:
         )
 
 
-def enqueue(parts: Resources, files: Iterable[tuple[str, bytes]]) -> list[tuple[bool, str]]:
+def enqueue(
+    parts: Resources, files: Iterable[tuple[str, bytes]], visibility: str = "everybody"
+) -> list[tuple[bool, str]]:
     """Put the files into the queue; returns (accepted, sentence), one for all that fared alike."""
     fared: dict[tuple[bool, str], list[str]] = {}
     for name, data in files:
-        fared.setdefault(_put(parts, name, data), []).append(safe_markdown(short(name, 80)))
+        fared.setdefault(_put(parts, name, data, visibility), []).append(safe_markdown(short(name, 80)))
     if parts.queue.active():
         submit(parts)
     return [(accepted, f"{_named(names)} {reason}") for (accepted, reason), names in fared.items()]
 
 
-def _put(parts: Resources, name: str, data: bytes) -> tuple[bool, str]:
+def _put(parts: Resources, name: str, data: bytes, visibility: str) -> tuple[bool, str]:
+    access = new_access(parts.settings, USER, visibility)
     try:
-        known = parts.documents.known(data)
+        known = parts.documents.known(data, access)
         if known is not None and known.status == "ready":
-            parts.documents.add(name, data, "upload")  # reads nothing; a folder that loses it keeps it now
+            # reads nothing; a folder that loses it keeps it now
+            parts.documents.add(name, data, "upload", access=access)
             return True, "in the collection already."
-        parts.queue.put(name, data, USER)
+        parts.queue.put(name, data, USER, visibility)
     except UnderstudyError as error:
         return False, f"not added: {safe_markdown(str(error))}"
     return True, "added to the queue."
@@ -122,6 +131,7 @@ def row(parts: Resources, document: Document) -> None:
             label, icon, color = BADGES[document.status]
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(label, icon=icon, color=color)  # type: ignore[arg-type]
+                access_badges(document)
                 st.caption(details(document))
             if document.error:
                 st.caption(safe_markdown(document.error))
@@ -130,6 +140,7 @@ def row(parts: Resources, document: Document) -> None:
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if document.status == "failed" and st.button("Retry", key=f"retry-{document.id}"):
                 retry(parts, document)
+            access_buttons(parts, document)
             if st.button("", key=f"read-{document.id}", icon=":material/visibility:", help="Read the text"):
                 read(parts, document)
             if st.button("", key=f"delete-{document.id}", icon=":material/delete:", help="Delete"):
@@ -152,7 +163,12 @@ def details(document: Document) -> str:
 def retry(parts: Resources, document: Document) -> None:
     """Read a failed document again from its stored bytes."""
     try:
-        parts.documents.add(document.name, parts.documents.original(document.id), document.origin)
+        parts.documents.add(
+            document.name,
+            parts.documents.original(document.id, USER),
+            document.origin,
+            access=document.access,
+        )
         submit(parts)
     except UnderstudyError as error:
         st.warning(safe_markdown(str(error)))
@@ -166,7 +182,7 @@ def read(parts: Resources, document: Document) -> None:
     st.markdown(f"**{safe_markdown(document.name)}**")
     st.caption(details(document))
     try:
-        text = parts.documents.text(document.id)
+        text = parts.documents.text(document.id, USER)
     except UnderstudyError as error:
         st.info(safe_markdown(str(error)))
         return

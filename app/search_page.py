@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app.answer_view import short
-from app.resources import Resources, resources
+from app.resources import USER, Resources, resources
 from core.errors import UnderstudyError
 from core.settings import PROJECT
 from core.types import Passage
@@ -48,7 +48,7 @@ def one_question(parts: Resources) -> None:
         return
     try:
         with st.spinner("Searching"):
-            found = parts.assistant.retriever.stages(question_line(question), 10 * SHOWN)
+            found = parts.assistant.retriever.stages(question_line(question), 10 * SHOWN, USER)
     except UnderstudyError as error:
         st.warning(safe_markdown(str(error)), icon=":material/warning:")
         return
@@ -97,7 +97,7 @@ def measure(parts: Resources, folder: Path, data: bytes) -> None:
     """Ask every question; leaving the page or pressing something else stops it, and nothing is kept."""
     try:
         gold = bench.read_gold(data)
-        names = {d.id: d.name for d in parts.documents.list() if d.status == "ready"}
+        names = {d.id: d.name for d in parts.documents.list("") if d.status == "ready"}
         bar = st.progress(0.0)
 
         def tell(done: float) -> None:

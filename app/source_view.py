@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.resources import Resources
+from app.resources import USER, Resources
 from core.errors import UnderstudyError
 from core.types import Citation
 from rag.citations import safe_markdown
@@ -25,7 +25,7 @@ def _dialog(parts: Resources, citation: Citation) -> None:
     where = [citation.heading, f"page {citation.page}" if citation.page else ""]
     st.caption(safe_markdown(" · ".join(part for part in where if part)))
     try:
-        text = parts.documents.text(citation.document_id)
+        text = parts.documents.text(citation.document_id, USER)
     except UnderstudyError:
         st.info("This document has been removed since. The cited words were:")
         st.markdown(marked(citation.quote))

@@ -29,7 +29,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
     CREATE TABLE documents (
-        id TEXT PRIMARY KEY,                 -- sha256 of the bytes, first 32 hex digits
+        id TEXT PRIMARY KEY,                 -- from the sha256 of the bytes, see rag/documents.py
         name TEXT NOT NULL,                  -- display text only, never a path
         kind TEXT NOT NULL,                  -- markdown, html, pdf, docx, csv, text
         bytes INTEGER NOT NULL,
@@ -202,6 +202,18 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX intake_status ON intake(status, seq);
     CREATE INDEX intake_same ON intake(owner, hash, root, path);
+    """,
+    """
+    ALTER TABLE intake ADD COLUMN visibility TEXT NOT NULL DEFAULT 'everybody';  -- of its documents
+    CREATE TABLE document_access (           -- beside documents, whose rows are long: every query asks it
+        document_id TEXT PRIMARY KEY,        -- stays when a document is deleted that not everybody might see
+        owner TEXT NOT NULL,                 -- the account that loaded it
+        visibility TEXT NOT NULL CHECK (visibility IN ('everybody', 'owner')),
+        approval TEXT NOT NULL CHECK (approval IN ('approved', 'waiting', 'rejected'))
+    ) WITHOUT ROWID;
+    CREATE INDEX document_access_unshared ON document_access(owner)
+        WHERE (visibility != 'everybody' OR approval != 'approved');
+    INSERT INTO document_access SELECT id, 'local', 'everybody', 'approved' FROM documents;
     """,
 )
 

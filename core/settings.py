@@ -49,6 +49,7 @@ class Settings:
     support_threshold: float = 0.6  # share of a reply's words its cited units must hold
     upload_mb: int = 25  # largest document
     waiting_files: int = 500  # files of one user that may wait to be read
+    approve_documents: bool = True  # what others than the operator add for everybody waits for approval
     schedule: str = "off"  # retraining: off, nightly, or votes
     schedule_hour: int = 2  # local hour of the nightly run
     schedule_votes: int = 50  # newly approved rows that start a run when schedule is votes

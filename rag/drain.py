@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from core.errors import DocumentError, NotFoundError
+from rag.access import new_access
 from rag.documents import Document, DocumentStore
 from rag.index import Index
 from rag.intake import take
@@ -59,7 +60,10 @@ class Drain:
         if entry.root:
             read_queued(self.documents, self.work, entry, self.reader)
             return
-        taken = list(take(self.documents, entry.name, self.queue.data(entry), entry.origin, self.reader))
+        access = new_access(self.documents.settings, entry.owner, entry.visibility)
+        taken = list(
+            take(self.documents, entry.name, self.queue.data(entry), entry.origin, self.reader, access)
+        )
         found = [one.document.id for one in taken if one.document is not None]
         refused = [one for one in taken if one.error is not None]
         if not found and len(taken) == 1 and taken[0].error is not None:

@@ -211,7 +211,7 @@ def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
         ingestor.index.open()
         count = ingestor.drain(beat)
         jobs.finish(job, "done", f"{count} documents read.", {"documents": count})
-        if ingestor.queue.active():  # put between the last look and the end: its job was this one
+        if ingestor.queue.active() or ingestor.documents.pending():  # came after the last look
             jobs.submit("ingest", once=True)
     except Cancelled as error:
         jobs.finish(job, "cancelled", error.message)

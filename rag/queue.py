@@ -20,7 +20,7 @@ from core.db import Database, audit, new_id, now_ms
 from core.errors import ConflictError, DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
-from rag.access import OPERATOR
+from rag.access import OPERATOR, new_access
 from rag.documents import SYNCED, DocumentStore, display_name
 
 ACTIVE = ("waiting", "reading", "embedding")
@@ -51,6 +51,7 @@ class Entry:
     deaths: int
     created_at: int
     updated_at: int
+    visibility: str  # of its documents, see `rag.access`
 
     @property
     def active(self) -> bool:
@@ -70,14 +71,15 @@ class Queue:
         self.settings = settings
         self.folder = settings.data_dir / "queue"
 
-    def put(self, name: str, data: bytes, owner: str = OPERATOR, origin: str = "upload") -> Entry:
+    def put(self, name: str, data: bytes, owner: str = OPERATOR, visibility: str = "everybody") -> Entry:
         """Queue an upload; bytes that the same user has in the queue already are not queued twice.
 
         Raises DocumentError when it is empty or too large, or when too many files of this user wait.
         """
         self.documents.check_size(len(data))
+        new_access(self.settings, owner, visibility)
         digest = hashlib.sha256(data).hexdigest()
-        known = self._same(owner, digest)
+        known = self._same(owner, digest, visibility)
         if known is not None and known.active:
             return known
         require_space(self.folder, 2 * len(data) + (1 << 20))
@@ -91,7 +93,7 @@ class Queue:
                 if known is None:
                     inside(self.folder, entry_id).unlink()
                 raise
-            row = (display_name(name), len(data), digest, origin, "", "", owner)
+            row = (display_name(name), len(data), digest, "upload", "", "", owner, visibility)
             _insert(connection, entry_id, row)
         return self.get(entry_id)
 
@@ -113,21 +115,15 @@ class Queue:
                     "SELECT id FROM intake WHERE owner = ? AND hash = '' AND root = ? AND path = ?",
                     (OPERATOR, root, path),
                 ).fetchone()
-                row = (display_name(path), size, "", SYNCED, root, path, OPERATOR)
+                row = (display_name(path), size, "", SYNCED, root, path, OPERATOR, "everybody")
                 _insert(connection, known["id"] if known else new_id(), row)
         wanted = {path for path, _ in files}
         return [entry for entry in self._rows("WHERE root = ? ORDER BY seq", root) if entry.path in wanted]
 
-    def _same(self, owner: str, digest: str) -> Entry | None:
+    def _same(self, owner: str, digest: str, visibility: str) -> Entry | None:
         """The user's row with these bytes, unless it is long done."""
-        return next(
-            iter(
-                self._rows(
-                    "WHERE owner = ? AND hash = ? AND status != 'ready' ORDER BY seq DESC", owner, digest
-                )
-            ),
-            None,
-        )
+        condition = "WHERE owner = ? AND hash = ? AND visibility = ? AND status != 'ready' ORDER BY seq DESC"
+        return next(iter(self._rows(condition, owner, digest, visibility)), None)
 
     def _require_room(self, connection: Any, owner: str) -> None:
         waiting = connection.execute(
@@ -262,11 +258,11 @@ def drop(connection: Any, documents: Sequence[str]) -> None:
 def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
     """Let an entry wait, again if it was there; what is being read already stays so."""
     connection.execute(
-        "INSERT INTO intake (id, name, bytes, hash, origin, root, path, owner, status, created_at,"
-        " updated_at) VALUES (?,?,?,?,?,?,?,?,'waiting',?,?) ON CONFLICT(id) DO UPDATE SET"
-        " status = 'waiting', error = '', next_step = '', documents = '[]', deaths = 0,"
-        " bytes = excluded.bytes, created_at = excluded.created_at, updated_at = excluded.updated_at,"
-        " seq = (SELECT MAX(seq) + 1 FROM intake)"
+        "INSERT INTO intake (id, name, bytes, hash, origin, root, path, owner, visibility,"
+        " status, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,'waiting',?,?)"
+        " ON CONFLICT(id) DO UPDATE SET status = 'waiting', error = '', next_step = '',"
+        " documents = '[]', deaths = 0, bytes = excluded.bytes, created_at = excluded.created_at,"
+        " updated_at = excluded.updated_at, seq = (SELECT MAX(seq) + 1 FROM intake)"
         " WHERE status NOT IN ('waiting', 'reading')",
         (entry_id, *row, now_ms(), now_ms()),
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from core.db import now_ms
 from core.errors import DocumentError
+from rag.access import EVERYBODY, Access
 from rag.documents import SYNCED, DocumentStore, display_name
 from rag.files import below
 from rag.intake import take
@@ -130,7 +131,7 @@ class _Run:
         began = now_ms()
         ids: list[str] = []
         errors: list[str] = []
-        for taken in take(self.store, path.name, data, SYNCED, self.reader):
+        for taken in take(self.store, path.name, data, SYNCED, self.reader, self._access(name)):
             if taken.document is None:
                 errors.append(f"{taken.name}: {taken.error}" if taken.name != path.name else str(taken.error))
                 continue
@@ -140,6 +141,12 @@ class _Run:
                 self.report(f"added      {taken.document.name}")
         self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
         return self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
+
+    def _access(self, name: str) -> Access:
+        """Whoever kept a document for himself also keeps what its file becomes."""
+        before = [self.store.find(document_id) for document_id in self.sources.documents(name)]
+        kept = any(document is not None and document.visibility == "owner" for document in before)
+        return Access(visibility="owner") if kept else EVERYBODY
 
     def _write(self, source: Source, errors: list[str]) -> Source:
         self.sources.put(source)

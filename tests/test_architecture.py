@@ -91,6 +91,8 @@ SQL_FILES = (
     "rag/lexical.py",
     "rag/sources.py",
     "rag/queue",
+    "rag/access.py",
+    "rag/approval.py",
 )
 FORBIDDEN = {
     "unsafe_allow_html": "answers are foreign text: never HTML",
