@@ -103,6 +103,7 @@ class Turn:
             model=question.model,
             stop=self._stop,
             conversation=question.conversation_id,
+            viewer=question.user,
         )
         for item in stream:
             if isinstance(item, Answer):
@@ -143,12 +144,17 @@ def corrected_answer(resources: Resources, question: Question) -> Answer | None:
     if question.model != "live" or not stands_alone(question.text, [*question.history, asked]):
         return None
     correction = resources.feedback.find_correction(question.text, question.user)
-    return None if correction is None else _as_answer(resources, correction)
+    return None if correction is None else _as_answer(resources, correction, question.user)
 
 
-def _as_answer(resources: Resources, correction: Correction) -> Answer:
-    """The correction as an answer: cited by the passages of the exchange that it corrects."""
+def _as_answer(resources: Resources, correction: Correction, viewer: str) -> Answer | None:
+    """The correction as an answer: cited by the passages of the exchange that it corrects.
+
+    None when the viewer may not find one of their documents.
+    """
     original = resources.feedback.exchange(correction.exchange_id)
+    if resources.documents.hidden({passage.document_id for passage in original.answer.passages}, viewer):
+        return None
     raw = cite(correction.text, original.units, resources.model)
     resolved = resolve(raw, original.answer.passages)
     return Answer(

@@ -120,8 +120,8 @@ def show_exchanges(exchanges: list[Exchange], parts: Resources) -> None:
 def empty_state(parts: Resources) -> None:
     """What to do first."""
     st.title("Ask your documents", anchor=False)
-    ready = [document for document in parts.documents.list() if document.status == "ready"]
-    waiting = [document for document in parts.documents.list() if document.status == "pending"]
+    ready = [document for document in parts.documents.list(USER) if document.status == "ready"]
+    waiting = [document for document in parts.documents.list(USER) if document.status == "pending"]
     if waiting:
         st.caption(
             f"{len(ready)} of {len(ready) + len(waiting)} documents are ready; the rest are being read."

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 
 import streamlit as st
 
+from app.access_view import PRIVATE, access_badges, access_buttons
 from app.answer_view import short
 from app.chunks_view import open_chunks
+from app.queue_view import show_queue, submit
 from app.resources import USER, Resources, resources
 from app.source_view import plain
 from app.web_form import show_address, web_pages
 from core.errors import NotFoundError, UnderstudyError
-from core.jobs import Job
+from rag.access import new_access
 from rag.citations import safe_markdown
 from rag.documents import Document
 from rag.filetypes import KINDS
-from rag.intake import Taken, take
 from rag.quality import warnings
-from rag.reader import Reader
 
 LISTED = 100
+NAMED = 5  # files named in one sentence
 READ = 20_000  # characters of a document shown at once
 BADGES = {
     "ready": ("ready", ":material/check_circle:", "green"),
@@ -37,11 +39,12 @@ def page() -> None:
     st.caption("Answers come from these documents and from nothing else.")
     upload(parts)
     web_pages(parts)
-    progress(parts)
+    busy = show_queue(parts)
+    show_list(parts, parts.documents.list(USER), counted=not busy)
 
 
 def upload(parts: Resources) -> None:
-    """Take files; each is accepted or refused with its reason."""
+    """Take files into the queue; what cannot be taken is named with the reason."""
     round_ = st.session_state.setdefault("upload_round", 0)  # a new key empties the uploader
     files = st.file_uploader(
         f"Add documents, up to {parts.settings.upload_mb} MB each",
@@ -49,81 +52,57 @@ def upload(parts: Resources) -> None:
         accept_multiple_files=True,
         key=f"upload-{round_}",
     )
+    private = st.checkbox("Only for me", help=PRIVATE) if files else False
     if files and st.button(
         f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"
     ):
-        outcomes: list[tuple[bool, str]] = []
-        with st.spinner("Reading the files"), Reader(parts.settings) as reader:
-            for file in files:
-                outcomes += _add(parts, file.name, file.getvalue(), reader)
-        if any(accepted for accepted, _ in outcomes):
-            parts.jobs.submit("ingest", once=True)
-        st.session_state["upload_outcomes"] = outcomes
+        st.session_state["upload_outcomes"] = enqueue(
+            parts, ((file.name, file.getvalue()) for file in files), "owner" if private else "everybody"
+        )
         st.session_state["upload_round"] = round_ + 1
         st.rerun()
-    for accepted, text in st.session_state.get("upload_outcomes", []):
+    outcomes = st.session_state.get("upload_outcomes", [])
+    st.session_state["upload_outcomes"] = [
+        one for one in outcomes if not one[0]
+    ]  # a refusal stays to be read
+    for accepted, text in outcomes:
         (st.success if accepted else st.warning)(
             text, icon=":material/check:" if accepted else ":material/block:"
         )
 
 
-def _add(parts: Resources, name: str, data: bytes, reader: Reader) -> list[tuple[bool, str]]:
-    """One outcome per file; an archive has as many as it holds files."""
-    return [_outcome(taken) for taken in take(parts.documents, name, data, "upload", reader)]
+def enqueue(
+    parts: Resources, files: Iterable[tuple[str, bytes]], visibility: str = "everybody"
+) -> list[tuple[bool, str]]:
+    """Put the files into the queue; returns (accepted, sentence), one for all that fared alike."""
+    fared: dict[tuple[bool, str], list[str]] = {}
+    for name, data in files:
+        fared.setdefault(_put(parts, name, data, visibility), []).append(safe_markdown(short(name, 80)))
+    if parts.queue.active():
+        submit(parts)
+    return [(accepted, f"{_named(names)} {reason}") for (accepted, reason), names in fared.items()]
 
 
-def _outcome(taken: Taken) -> tuple[bool, str]:
-    shown = safe_markdown(short(taken.name, 80))
-    if taken.document is None:
-        return False, f"**{shown}** was not added. {safe_markdown(str(taken.error))}"
-    if taken.document.status == "ready":
-        return True, f"**{shown}** is in the collection already."
-    return True, f"**{shown}** was added and is being prepared for search."
+def _put(parts: Resources, name: str, data: bytes, visibility: str) -> tuple[bool, str]:
+    access = new_access(parts.settings, USER, visibility)
+    try:
+        known = parts.documents.known(data, access)
+        if known is not None and known.status == "ready":
+            # reads nothing; a folder that loses it keeps it now
+            parts.documents.add(name, data, "upload", access=access)
+            return True, "in the collection already."
+        parts.queue.put(name, data, USER, visibility)
+    except UnderstudyError as error:
+        return False, f"not added: {safe_markdown(str(error))}"
+    return True, "added to the queue."
 
 
-def progress(parts: Resources) -> None:
-    """The job at work, then every document."""
-    job = latest_job(parts)
-    if job is not None and job.open:
-        # only this line ticks: redrawing the list would close a document that is being read
-        watch_job(parts, job.id)
-    elif job is not None and job.status == "failed":
-        st.error(safe_markdown(f"Preparing the documents failed: {job.message}"), icon=":material/error:")
-    documents = parts.documents.list()
-    if any(d.status == "pending" for d in documents) and not (job and job.open):
-        st.button(
-            "Prepare what waits",
-            key="retry_ingest",
-            on_click=_submit,
-            args=(parts,),
-            icon=":material/refresh:",
-        )
-    show_list(parts, documents, counted=job is None or not job.open)
-
-
-def latest_job(parts: Resources) -> Job | None:
-    """The newest ingest job."""
-    return next(iter(parts.jobs.list("ingest", limit=1)), None)
-
-
-def _submit(parts: Resources) -> None:
-    parts.jobs.submit("ingest", once=True)
-
-
-@st.fragment(run_every=1.5)
-def watch_job(parts: Resources, job_id: str) -> None:
-    """How far the ingest job is; the whole page is drawn again when it ends."""
-    job = parts.jobs.get(job_id)
-    if not job.open:
-        st.rerun()
-    documents = parts.documents.list()
-    ready = sum(document.status == "ready" for document in documents)
-    text = f"{ready} of {len(documents)} documents are ready"
-    if job.status == "queued":
-        text += "; the worker starts in a moment"
-    elif job.message:
-        text += f". {safe_markdown(job.message)}"
-    st.progress(min(1.0, job.progress), text=text)
+def _named(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"**{names[0]}** was"
+    if len(names) > NAMED:
+        return f"**{', '.join(names[:NAMED])}** and {len(names) - NAMED} more were"
+    return f"**{', '.join(names)}** were"
 
 
 def show_list(parts: Resources, documents: list[Document], *, counted: bool) -> None:
@@ -155,6 +134,7 @@ def row(parts: Resources, document: Document) -> None:
             label, icon, color = BADGES[document.status]
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(label, icon=icon, color=color)  # type: ignore[arg-type]
+                access_badges(document)
                 st.caption(details(document))
             show_address(parts, document)
             if document.error:
@@ -164,6 +144,7 @@ def row(parts: Resources, document: Document) -> None:
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if document.status == "failed" and st.button("Retry", key=f"retry-{document.id}"):
                 retry(parts, document)
+            access_buttons(parts, document)
             if st.button("", key=f"read-{document.id}", icon=":material/visibility:", help="Read the text"):
                 read(parts, document)
             if st.button("", key=f"chunks-{document.id}", icon=":material/segment:", help="Passages"):
@@ -188,8 +169,13 @@ def details(document: Document) -> str:
 def retry(parts: Resources, document: Document) -> None:
     """Read a failed document again from its stored bytes."""
     try:
-        parts.documents.add(document.name, parts.documents.original(document.id), document.origin)
-        parts.jobs.submit("ingest", once=True)
+        parts.documents.add(
+            document.name,
+            parts.documents.original(document.id, USER),
+            document.origin,
+            access=document.access,
+        )
+        submit(parts)
     except UnderstudyError as error:
         st.warning(safe_markdown(str(error)))
     else:
@@ -202,7 +188,7 @@ def read(parts: Resources, document: Document) -> None:
     st.markdown(f"**{safe_markdown(document.name)}**")
     st.caption(details(document))
     try:
-        text = parts.documents.text(document.id)
+        text = parts.documents.text(document.id, USER)
     except UnderstudyError as error:
         st.info(safe_markdown(str(error)))
         return

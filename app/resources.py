@@ -20,14 +20,16 @@ from core.jobs import Jobs
 from core.settings import Settings, load_settings
 from feedback.review import Review
 from feedback.store import FeedbackStore
+from rag.access import OPERATOR
 from rag.documents import DocumentStore
 from rag.model import ModelClient, client_of
 from rag.page_view import PageViewer
+from rag.queue import Queue
 
 if TYPE_CHECKING:
     from rag.answer import Assistant
 
-USER = "local"  # pages have one operator until accounts exist
+USER = OPERATOR  # pages have one operator until accounts exist
 log = logging.getLogger("understudy.web")
 
 
@@ -40,6 +42,7 @@ class Resources:
         self.jobs = Jobs(self.database)
         self.documents = DocumentStore(self.database, settings)
         self.pages = PageViewer(self.documents)
+        self.queue = Queue(self.database, self.documents, settings)
         self.feedback = FeedbackStore(self.database)
         self.review = Review(self.database)
         self.registry = AdapterRegistry(self.database, settings.data_dir / "adapters")
@@ -78,6 +81,11 @@ class Resources:
                 log.exception("Loading the assistant failed; the first question tries again.")
 
         threading.Thread(target=load, name="warm-up", daemon=True).start()
+
+    def resume(self) -> None:
+        """Let the worker go on with the files that an earlier run left waiting."""
+        if self.queue.active() or self.documents.pending():
+            self.jobs.submit("ingest", once=True)
 
     def supervisor_state(self) -> dict[str, Any]:
         """What `understudy serve` says about its processes; empty without one."""

@@ -10,7 +10,7 @@ import streamlit as st
 
 from app.answer_view import short
 from app.embedder_view import embedder
-from app.resources import Resources, resources
+from app.resources import USER, Resources, resources
 from core.errors import UnderstudyError
 from core.settings import PROJECT
 from core.types import Passage
@@ -52,7 +52,7 @@ def one_question(parts: Resources) -> None:
         return
     try:
         with st.spinner("Searching"):
-            found = parts.assistant.retriever.stages(question_line(question), 10 * SHOWN)
+            found = parts.assistant.retriever.stages(question_line(question), 10 * SHOWN, USER)
     except UnderstudyError as error:
         st.warning(safe_markdown(str(error)), icon=":material/warning:")
         return
@@ -103,7 +103,7 @@ def measure(parts: Resources, folder: Path, data: bytes) -> None:
         gold = bench.read_gold(data)
         if data != SAMPLES.read_bytes():
             bench.keep_gold(folder, data)
-        names = {d.id: d.name for d in parts.documents.list() if d.status == "ready"}
+        names = {d.id: d.name for d in parts.documents.list("") if d.status == "ready"}
         bar = st.progress(0.0)
 
         def tell(done: float) -> None:

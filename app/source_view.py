@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.resources import Resources
+from app.resources import USER, Resources
 from core.errors import UnderstudyError
 from core.types import Citation
 from rag.citations import safe_markdown
@@ -28,7 +28,7 @@ def _dialog(parts: Resources, citation: Citation) -> None:
     if address := web_address(parts.database, citation.document_id):
         st.code(address, language=None, wrap_lines=True)  # to be copied: text of a page is never a link
     try:
-        text = parts.documents.text(citation.document_id)
+        text = parts.documents.text(citation.document_id, USER)
     except UnderstudyError:
         st.info("This document has been removed since. The cited words were:")
         st.markdown(marked(citation.quote))

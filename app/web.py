@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     configure_streamlit(settings)
     shared.warm_up()
+    shared.resume()
     return Guard(pages, settings, login)
 
 

@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
-        check = Check(settings.support_threshold, model.second_look)
+        check = Check(settings.support_threshold, model)
         sets = {path: read_cases(path, model, limit) for path in options.files}
         with engine_client(settings) as client:
             for path, cases in sets.items():

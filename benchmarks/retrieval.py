@@ -130,6 +130,9 @@ def fill(
                 " VALUES (?, ?, 'text', ?, 'folder', 'pending', ?, ?, ?)",
                 (row_id, name, len(text), f"{title}\n{text}", now, now),
             )
+            connection.execute(
+                "INSERT INTO document_access VALUES (?, 'local', 'everybody', 'approved')", (row_id,)
+            )
             added = connection.execute(
                 'INSERT INTO chunks (document_id, ordinal, heading, start, "end", text, vector)'
                 " VALUES (?, 0, '', ?, ?, ?, x'')",

@@ -161,6 +161,17 @@ class Jobs:
                 (now_ms(), job.id, job.token),
             )
 
+    def retry(self, job: Job) -> bool:
+        """Queue a job again whose process died; False when it must stop or had MAX_ATTEMPTS."""
+        with self.database.write() as connection:
+            changed = connection.execute(
+                "UPDATE jobs SET status = 'queued', lease_until = 0, updated_at = ?"
+                " WHERE id = ? AND token = ? AND status = 'running'"
+                " AND attempts < ? AND cancel_requested = 0",
+                (now_ms(), job.id, job.token, MAX_ATTEMPTS),
+            ).rowcount
+        return bool(changed)
+
     def cancel(self, job_id: str) -> None:
         """Ask for a job to stop: at once when queued, at its next heartbeat when running."""
         self.get(job_id)

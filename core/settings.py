@@ -54,6 +54,8 @@ class Settings:
     upload_mb: int = 25  # largest document
     crawl: bool = False  # let `understudy crawl` and the Documents page fetch web pages
     crawl_hosts: str = ""  # intranet hosts that may be crawled, such as "wiki.local, docs.local:8080"
+    waiting_files: int = 500  # files of one user that may wait to be read
+    approve_documents: bool = True  # what others than the operator add for everybody waits for approval
     schedule: str = "off"  # retraining: off, nightly, or votes
     schedule_hour: int = 2  # local hour of the nightly run
     schedule_votes: int = 50  # newly approved rows that start a run when schedule is votes
@@ -154,6 +156,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 2),
     "support_threshold": (0, 1),
     "upload_mb": (1, 2048),
+    "waiting_files": (1, 1_000_000),
     "schedule_hour": (0, 23),
     "schedule_votes": (1, 1_000_000),
     "seed": (0, 2**31 - 1),

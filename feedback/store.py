@@ -218,7 +218,11 @@ class FeedbackStore:
         """Every complete exchange that has a vote or correction, with all of them, in order."""
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT * FROM exchanges e WHERE status = 'complete' AND"
+                "SELECT * FROM exchanges e WHERE status = 'complete' AND NOT EXISTS"
+                # everybody's adapter learns only from what everybody may see
+                " (SELECT 1 FROM json_each(e.passages) AS passage JOIN document_access AS access"
+                " ON access.document_id = json_extract(passage.value, '$.document_id')"
+                " WHERE access.visibility != 'everybody' OR access.approval != 'approved') AND"
                 " (EXISTS (SELECT 1 FROM votes WHERE exchange_id = e.id)"
                 " OR EXISTS (SELECT 1 FROM corrections WHERE exchange_id = e.id)) ORDER BY seq"
             ).fetchall()

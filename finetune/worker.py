@@ -35,6 +35,7 @@ MODULES = {
     "embedder": "finetune.embedder",
 }
 LANES = (("ingest", "index", "reindex"), ("crawl",), ("retrain", "embedder"))
+RESUMED = LANES[0]  # go on by themselves after a kill, where they were
 TICK, BEAT, GRACE, SCHEDULE = 0.5, 2.0, 10.0, 30.0  # seconds
 
 
@@ -118,6 +119,8 @@ class Worker:
             return
         if released and not job.cancel_requested:
             self.jobs.release(child.job)
+            return
+        if job.kind in RESUMED and child.process.returncode < 0 and self.jobs.retry(child.job):
             return
         status, message = ("cancelled", "Cancelled.") if job.cancel_requested else ("failed", _epitaph(child))
         runs = Runs(self.database)

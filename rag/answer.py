@@ -23,6 +23,7 @@ from core.db import Database
 from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
+from rag.access import NOBODY, OPERATOR
 from rag.citations import Likelihood, Resolved, quotes, resolve, so_far, support
 from rag.copies import mended
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
@@ -85,9 +86,11 @@ class Assistant:
         """Load what searching needs, so that the first question is quick."""
         self.retriever.warm()
 
-    def ask(self, question: str, history: Sequence[Message] = (), model: str = "live") -> Answer:
+    def ask(
+        self, question: str, history: Sequence[Message] = (), model: str = "live", viewer: str = NOBODY
+    ) -> Answer:
         """The answer at once (raises as `stream` does)."""
-        *_, answer = self.stream(question, history, model)
+        *_, answer = self.stream(question, history, model, viewer=viewer)
         assert isinstance(answer, Answer)
         return answer
 
@@ -98,10 +101,12 @@ class Assistant:
         model: str = "live",
         stop: threading.Event | None = None,
         conversation: str = "",
+        viewer: str = NOBODY,
     ) -> Iterator[str | Answer]:
         """Pieces of text to show, then exactly one Answer, whose text wins over the pieces.
 
-        Turns of one `conversation` may reuse each other's evaluated prompt. `stop` ends it early with
+        `viewer` is the account that asks; only what it may find is read. Turns of one `conversation` may
+        reuse each other's evaluated prompt. `stop` ends it early with
         finish_reason "stop_requested" and what had arrived. Raises QuestionError, EngineBusy, ModelError, and
         Interrupted (an EngineUnavailable) when the engine goes away.
         """
@@ -114,7 +119,7 @@ class Assistant:
         self._prompt(asked, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
         searched = _searched(asked, history)
-        passages = self.retriever.read_for(searched, self.model)
+        passages = self.retriever.read_for(searched, self.model, viewer)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
         if not passages:
             yield REFUSAL
@@ -123,9 +128,9 @@ class Assistant:
         run = _Run(searched, model, conversation, stop or threading.Event(), timings)
         yield from self._generate(asked, passages, history, run)
 
-    def retrieve(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
+    def retrieve(self, question: str, history: Sequence[Message] = (), viewer: str = NOBODY) -> list[Passage]:
         """The passages for a question; a follow-up is searched with the words of the question before it."""
-        return self.retriever.read_for(_searched(question, history), self.model)
+        return self.retriever.read_for(_searched(question, history), self.model, viewer)
 
     def _prompt(self, asked: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
         room = self.model.context - self.settings.answer_tokens
@@ -357,7 +362,7 @@ def _ask_once(settings: Settings, question: str, model: str) -> Answer:
     retriever = Retriever(settings, ingestor.passages.database, ingestor.index, ingestor.embedder)
     threading.Thread(target=ingestor.embedder.warm, daemon=True).start()  # while the engine starts
     with engine_client(settings) as client:
-        return Assistant(settings, retriever, client, record).ask(question, model=model)
+        return Assistant(settings, retriever, client, record).ask(question, model=model, viewer=OPERATOR)
 
 
 if __name__ == "__main__":

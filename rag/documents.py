@@ -1,7 +1,9 @@
 """Documents: checked, stored under their content's hash, and turned into chunks.
 
 A document is `pending` (text and chunks stored, vectors missing), then `ready` in one commit, or `failed`.
-Only chunks of ready documents are found. The same bytes are the same document, however often they come.
+Only chunks of ready documents are found, and only by those who may (`rag.access`). The same bytes are the
+same document, however often they come; those that not everybody may find are one document for each owner, so
+that nobody learns what others keep.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +21,7 @@ from core.db import Database, audit, now_ms
 from core.errors import DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
+from rag.access import EVERYBODY, FINDABLE, NOBODY, OPERATOR, READABLE, Access
 from rag.chunks import chunk
 from rag.embed import Vectors
 from rag.filetypes import kind_of
@@ -28,10 +32,15 @@ from rag.words import one_line
 _COLUMNS = """id, name, kind, bytes, origin, status, error, created_at, updated_at,
     substr(text, 1, instr(text || char(10), char(10)) - 1) AS title,
     (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
-    COALESCE((SELECT other.name FROM documents AS other WHERE other.text_hash = documents.text_hash
+    COALESCE((SELECT other.name FROM documents AS other JOIN document_access AS theirs
+        ON theirs.document_id = other.id AND (theirs.owner = access.owner
+        OR theirs.visibility = 'everybody' AND theirs.approval = 'approved')
+        WHERE other.text_hash = documents.text_hash
         AND other.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
-        ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as"""
-
+        ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as, owner, visibility, approval"""
+_SELECT = (
+    f"SELECT {_COLUMNS} FROM documents JOIN document_access AS access ON access.document_id = documents.id"
+)
 
 SYNCED = "sync"  # the origin of documents that live and die with a folder's files
 ChunkTexts = list[tuple[int, str]]
@@ -62,6 +71,14 @@ class Document:
     chunks: int
     quality: str = "{}"
     same_as: str = ""
+    owner: str = OPERATOR
+    visibility: str = "everybody"
+    approval: str = "approved"
+
+    @property
+    def access(self) -> Access:
+        """Whose it is and who may find it."""
+        return Access(self.owner, self.visibility, self.approval)
 
 
 Documents = list[Document]
@@ -75,22 +92,29 @@ class DocumentStore:
         self.settings = settings
         self.folder = settings.data_dir / "documents"
 
-    def add(self, name: str, data: bytes, origin: str, reader: Reader | None = None) -> Document:
+    def add(
+        self,
+        name: str,
+        data: bytes,
+        origin: str,
+        reader: Reader | None = None,
+        access: Access = EVERYBODY,
+    ) -> Document:
         """Check, read and store a document; it is `pending` until its vectors are saved.
 
-        Content that is stored already is returned as it is. `reader` may be shared between many calls.
+        Content that its owner finds already is returned as it is. `reader` may be shared between many calls.
         Raises DocumentError with the reason when the document is refused; nothing is stored then.
         """
         self.check_size(len(data))
         shown = display_name(name)
         if kind_of(shown, data) == "zip":
             raise DocumentError("An archive is no document.", "Its files are added one by one.")
-        document_id = hashlib.sha256(data).hexdigest()[:32]
-        known = self.find(document_id)
-        if known is not None and known.status != "failed":
-            if known.origin == SYNCED and origin != SYNCED:
-                self._keep(document_id, origin)
+        known = self.known(data, access)
+        if known is not None:
+            if known.origin == SYNCED and origin != SYNCED and known.owner == access.owner:
+                self._keep(known.id, origin)
             return known
+        document_id = self._new_id(data, access)
         if reader is None:
             with Reader(self.settings) as own:
                 extracted = own.read(shown, data)
@@ -111,6 +135,10 @@ class DocumentStore:
                     *(json.dumps(extracted.quality), _text_hash(extracted.text)),
                 ),
             )
+            connection.execute(
+                "INSERT OR REPLACE INTO document_access VALUES (?,?,?,?)",
+                (document_id, access.owner, access.visibility, access.approval),
+            )
             connection.executemany(
                 'INSERT INTO chunks (document_id, ordinal, heading, page, start, "end", text, vector)'
                 " VALUES (?,?,?,?,?,?,?,x'')",
@@ -120,6 +148,21 @@ class DocumentStore:
                 ],
             )
         return self.get(document_id)
+
+    def known(self, data: bytes, access: Access = EVERYBODY) -> Document | None:
+        """The document with these bytes that everybody or the owner named finds, unless reading it failed."""
+        for document_id in (_id_of(data), _id_of(data, access.owner)):
+            known = self.find(document_id)
+            if known is not None and known.status != "failed" and known.access.reaches(access.owner):
+                return known
+        return None
+
+    def _new_id(self, data: bytes, access: Access) -> str:
+        """The plain hash, unless not everybody may find it or somebody keeps a document under that."""
+        taken = self.find(_id_of(data))
+        if access.shared and (taken is None or taken.owner == access.owner):
+            return _id_of(data)
+        return _id_of(data, access.owner)
 
     def add_file(self, path: Path, origin: str, reader: Reader | None = None) -> Document:
         """`add` a regular file; links, pipes, devices and files that change meanwhile are refused."""
@@ -164,20 +207,19 @@ class DocumentStore:
                 "Split it, or raise the setting upload_mb.",
             )
 
-    def list(self) -> Documents:
-        """Every document, newest first."""
+    def list(self, viewer: str | None = None) -> Documents:
+        """Every document, newest first; with a viewer those that it may read."""
+        condition = READABLE if viewer is not None else "?1 IS NULL"
         with self.database.read() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM documents ORDER BY created_at DESC, name, id"
+                f"{_SELECT} WHERE {condition} ORDER BY created_at DESC, name, id", (viewer,)
             ).fetchall()
         return [Document(**dict(row)) for row in rows]
 
     def find(self, document_id: str) -> Document | None:
         """The document with this id, or None."""
         with self.database.read() as connection:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM documents WHERE id = ?", (document_id,)
-            ).fetchone()
+            row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
         return Document(**dict(row)) if row is not None else None
 
     def get(self, document_id: str) -> Document:
@@ -189,19 +231,40 @@ class DocumentStore:
 
     def pending(self) -> Documents:
         """Documents that wait for their vectors, oldest first."""
-        return [document for document in reversed(self.list()) if document.status == "pending"]
-
-    def text(self, document_id: str) -> str:
-        """The extracted text that chunk and citation offsets point into (raises NotFoundError)."""
         with self.database.read() as connection:
-            row = connection.execute("SELECT text FROM documents WHERE id = ?", (document_id,)).fetchone()
+            rows = connection.execute(
+                f"{_SELECT} WHERE status = 'pending' ORDER BY created_at, name DESC, id DESC"
+            ).fetchall()
+        return [Document(**dict(row)) for row in rows]
+
+    def text(self, document_id: str, viewer: str = NOBODY) -> str:
+        """The extracted text that chunk and citation offsets point into.
+
+        Raises NotFoundError when there is no such document that the viewer may read.
+        """
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT text FROM documents JOIN document_access AS access ON document_id = id"
+                f" WHERE {READABLE} AND id = ?2",
+                (viewer, document_id),
+            ).fetchone()
         if row is None:
             raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
         return str(row["text"])
 
-    def original(self, document_id: str) -> bytes:
-        """The bytes as they came (raises NotFoundError)."""
-        self.get(document_id)
+    def hidden(self, document_ids: Iterable[str], viewer: str) -> set[str]:
+        """Those of the documents, deleted ones too, that the viewer may not find."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT document_id FROM document_access AS access WHERE NOT {FINDABLE}"
+                " AND document_id IN (SELECT value FROM json_each(?))",
+                (viewer, json.dumps(list(document_ids))),
+            )
+            return {str(row["document_id"]) for row in rows}
+
+    def original(self, document_id: str, viewer: str = NOBODY) -> bytes:
+        """The bytes as they came (raises NotFoundError as `text`)."""
+        self.text(document_id, viewer)
         return inside(self.folder, document_id).read_bytes()
 
     def chunk_texts(self, document_id: str) -> ChunkTexts:
@@ -219,9 +282,7 @@ class DocumentStore:
         `vectors` has shape (len(ids), 384). Returns False when it or its chunks changed meanwhile.
         """
         with self.database.write() as connection:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM documents WHERE id = ?", (document_id,)
-            ).fetchone()
+            row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
             if row is None or row["status"] != "pending":
                 return False
             stored = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))
@@ -293,6 +354,11 @@ def display_name(name: str) -> str:
     return base[: 200 - len(ending)] + ending
 
 
+def _id_of(data: bytes, owner: str = "") -> str:
+    """The hash of the bytes; with an owner, one that only he has for them."""
+    return hashlib.sha256(f"{owner}\0".encode() + data if owner else data).hexdigest()[:32]
+
+
 def _text_hash(text: str) -> str:
     """A hash of the words after the title, which may come from the file's name."""
     body = text.partition("\n")[2]
@@ -309,3 +375,8 @@ def _remove(connection: Any, document_id: str) -> None:
         "DELETE FROM chunks_fts WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
     )
     connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
+    connection.execute(  # what not everybody might find stays hidden: answers of the past quote it
+        "DELETE FROM document_access WHERE document_id = ? AND visibility = 'everybody'"
+        " AND approval = 'approved'",
+        (document_id,),
+    )

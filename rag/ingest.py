@@ -1,17 +1,18 @@
 """Files into searchable documents: `understudy ingest PATH`, uploads, and the samples of a new installation.
 
-Safe to kill anywhere: a document is pending until its vectors are committed, and whatever is pending is taken
-up by the next run. The lock lets one ingest run at a time; the kernel frees it with the process.
+Safe to kill anywhere: a document is pending until its vectors are committed, and whatever is pending or in
+the queue is taken up by the next run. The lock lets one ingest run at a time; the kernel frees it with the
+process.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from core.db import Database, now_ms
@@ -20,6 +21,7 @@ from core.files import owner_lock
 from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore
+from rag.drain import Beat, Drain
 from rag.embed import Embedder
 from rag.embedders import Embedders, InService
 from rag.files import below
@@ -27,6 +29,8 @@ from rag.filetypes import KINDS
 from rag.index import Index
 from rag.intake import take_file
 from rag.passages import PassageStore
+from rag.queue import Queue
+from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sync import sync
 
@@ -61,6 +65,7 @@ class Ingestor:
         self.settings = settings
         self.documents = DocumentStore(database, settings)
         self.passages = PassageStore(database)
+        self.queue = Queue(database, self.documents, settings)
         self.index = index
         self.embedder = embedder
         self.vectors = InService(Embedders(settings, database), embedder)
@@ -86,24 +91,32 @@ class Ingestor:
 
         self.documents.save_chunks(document.id, [i for i, _ in pieces], np.concatenate(parts))
 
-    def process_pending(self, beat: Callable[[float, str], None] | None = None) -> int:
+    def process_pending(self, beat: Beat | None = None) -> int:
         """Process every pending document and bring the index up to date; returns how many."""
         with owner_lock(self.lock, "Reading documents", wait=True):
             return self._process_pending(beat)
+
+    def drain(self, beat: Beat | None = None) -> int:
+        """Read the whole queue and process every pending document; returns how many documents."""
+        with owner_lock(self.lock, "Reading documents", wait=True), Reader(self.settings) as reader:
+            self.documents.sweep()
+            return self._drain(reader).run(beat)
+
+    def _drain(self, reader: Reader) -> Drain:
+        return Drain(self.queue, self.documents, self.index, reader, self.process)
 
     @property
     def lock(self) -> Path:
         """Held by whoever ingests."""
         return self.settings.data_dir / "ingest.lock"
 
-    def _process_pending(self, beat: Callable[[float, str], None] | None = None) -> int:
+    def _process_pending(self, beat: Beat | None = None) -> int:
         self.documents.sweep()
-        pending = self.documents.pending()
-        for number, document in enumerate(pending):
-            share, message = number / len(pending), f"Reading {document.name} …"
-            self.process(document, partial(beat, share, message) if beat else None)
+        with Reader(self.settings) as reader:  # starts no child: nothing is read
+            drain = self._drain(reader)
+            drain.embed_pending(beat)
         self.index.sync()
-        return len(pending)
+        return drain.count
 
     def ingest(self, paths: Sequence[Path], report: Report, origin: str = "folder") -> Summary:
         """Add and process files and folders (recursively); one report line per file.
@@ -144,6 +157,7 @@ class Ingestor:
             changes = sync(self.documents, folder, reader, report)
             if changes.touched or self.documents.pending():
                 self._process_pending()
+            QueueWork(self.queue).settle()
         return Summary(len(changes.added), changes.unchanged, changes.refused, changes.removed)
 
     def add_samples(self, report: Report | None = None) -> int:
@@ -200,14 +214,25 @@ def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
     try:
         beat(0.0, "Loading the embedding model …")
         ingestor.index.open()
-        count = ingestor.process_pending(beat)
+        count = ingestor.drain(beat)
         jobs.finish(job, "done", f"{count} documents read.", {"documents": count})
+        if ingestor.queue.active() or ingestor.documents.pending():  # came after the last look
+            jobs.submit("ingest", once=True)
     except Cancelled as error:
         jobs.finish(job, "cancelled", error.message)
     except UnderstudyError as error:
         if not isinstance(error, ConflictError):
             jobs.finish(job, "failed", str(error))
         raise
+
+
+def _stop_in_order() -> None:
+    """Let SIGTERM, by which the worker stops its children, put the file in hand back into the queue."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,6 +260,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise DocumentError(f"{missing[0]} does not exist.", "Check the path.")
     ingestor = open_ingestor(load_settings())
     if options.job:
+        if threading.current_thread() is threading.main_thread():
+            _stop_in_order()
         _run_job(ingestor, options.job, options.token)
         return 0
     total = Summary()

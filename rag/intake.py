@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import DocumentError
+from rag.access import EVERYBODY, Access
 from rag.archives import members
 from rag.documents import Document, DocumentStore, display_name
 from rag.filetypes import kind_of
@@ -22,7 +23,9 @@ class Taken:
     error: DocumentError | None = None
 
 
-def take(store: DocumentStore, name: str, data: bytes, origin: str, reader: Reader) -> Iterator[Taken]:
+def take(
+    store: DocumentStore, name: str, data: bytes, origin: str, reader: Reader, access: Access = EVERYBODY
+) -> Iterator[Taken]:
     """Add a file, or each file of an archive, and say what became of it; nothing is raised for bad content.
 
     An archive in an archive is refused, and so is a whole archive that is not safe to open.
@@ -31,9 +34,9 @@ def take(store: DocumentStore, name: str, data: bytes, origin: str, reader: Read
     try:
         store.check_size(len(data))
         if kind_of(shown, data) == "zip":
-            yield from _take_members(store, data, origin, reader)
+            yield from _take_members(store, data, origin, reader, access)
         else:
-            yield Taken(shown, store.add(shown, data, origin, reader))
+            yield Taken(shown, store.add(shown, data, origin, reader, access))
     except DocumentError as error:
         yield Taken(shown, None, error)
 
@@ -48,13 +51,22 @@ def take_file(store: DocumentStore, path: Path, origin: str, reader: Reader) -> 
     yield from take(store, path.name, data, origin, reader)
 
 
-def _take_members(store: DocumentStore, data: bytes, origin: str, reader: Reader) -> Iterator[Taken]:
+def _take_members(
+    store: DocumentStore, data: bytes, origin: str, reader: Reader, access: Access
+) -> Iterator[Taken]:
     for member in members(data):
         shown = display_name(member.name)
         if shown.lower().endswith(".zip"):
             yield Taken(shown, None, DocumentError("An archive in an archive is not opened.", "Unpack it."))
             continue
         try:
-            yield Taken(shown, store.add(shown, member.data, origin, reader))
+            yield Taken(shown, store.add(shown, member.data, origin, reader, access))
         except DocumentError as error:
             yield Taken(shown, None, error)
+
+
+def kept_access(store: DocumentStore, before: Iterable[str]) -> Access:
+    """Who may find a file's new version: whoever kept one of the documents it was for himself keeps it."""
+    documents = [store.find(document_id) for document_id in before]
+    kept = any(document is not None and document.visibility == "owner" for document in documents)
+    return Access(visibility="owner") if kept else EVERYBODY

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from core.db import Database
+from rag.access import FINDABLE, NOBODY
 from rag.words import STOP, words
 
 HEADING_WEIGHT = 1.0
@@ -26,8 +27,8 @@ def match_expression(question: str) -> str:
     return " OR ".join(f'"{word}"' for word in repeated[:MAX_TERMS])
 
 
-def search(database: Database, question: str, limit: int) -> list[tuple[int, float]]:
-    """(chunk id, score) of ready chunks, best first; a higher score is better, ties go to the lower id."""
+def search(database: Database, question: str, limit: int, viewer: str = NOBODY) -> list[tuple[int, float]]:
+    """(chunk id, score) of chunks the viewer may find, best first; higher is better, ties by lower id."""
     expression = match_expression(question)
     if not expression:
         return []
@@ -36,7 +37,9 @@ def search(database: Database, question: str, limit: int) -> list[tuple[int, flo
             "SELECT chunks.id AS id, -bm25(chunks_fts, ?, ?) AS score FROM chunks_fts"
             " JOIN chunks ON chunks.id = chunks_fts.rowid"
             " JOIN documents ON documents.id = chunks.document_id AND documents.status = 'ready'"
+            " JOIN document_access AS access ON access.document_id = chunks.document_id"
+            f" AND {FINDABLE}"
             " WHERE chunks_fts MATCH ? ORDER BY score DESC, id LIMIT ?",
-            (HEADING_WEIGHT, TEXT_WEIGHT, expression, limit),
+            (HEADING_WEIGHT, TEXT_WEIGHT, viewer, expression, limit),
         ).fetchall()
     return [(int(row["id"]), float(row["score"])) for row in rows]

@@ -1,4 +1,4 @@
-"""Chunks as retrieval sees them: those of ready documents that are not switched off, and their version."""
+"""Chunks as retrieval sees them: of ready documents the viewer may find, but those that are switched off."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import numpy as np
 
 from core.db import Database
 from core.types import Passage
+from rag.access import FINDABLE, NOBODY, SHARED, UNSHARED
 from rag.embed import DIMENSIONS, Vectors
 
 _VERSION = "chunks_version"
-_READY = (
+_ALL = (
     "FROM chunks JOIN documents"
     " ON documents.id = chunks.document_id AND documents.status = 'ready' AND NOT chunks.off"
+    " JOIN document_access AS access ON access.document_id = chunks.document_id"
 )
+_READY = f"{_ALL} AND {FINDABLE}"
 _STEP = 500  # SQLite's limit of variables is far above; small steps keep the memory flat
 
 
@@ -56,54 +59,65 @@ class PassageStore:
         with self.database.write() as connection:
             put_notes(connection, notes)
 
-    def counts(self) -> tuple[int, int]:
-        """How many documents and chunks are ready."""
+    def counts(self, viewer: str = NOBODY) -> tuple[int, int]:
+        """How many documents and chunks the viewer may find."""
         with self.database.read() as connection:
             row = connection.execute(
-                f"SELECT COUNT(DISTINCT document_id) AS d, COUNT(*) AS c {_READY}"
+                f"SELECT COUNT(DISTINCT chunks.document_id) AS d, COUNT(*) AS c {_READY}", (viewer,)
             ).fetchone()
         return int(row["d"]), int(row["c"])
 
     def ready_ids(self) -> set[int]:
-        """Ids of every ready chunk."""
+        """Ids of every ready chunk that everybody may find: what the index holds."""
         with self.database.read() as connection:
-            return {int(row["id"]) for row in connection.execute(f"SELECT chunks.id AS id {_READY}")}
+            rows = connection.execute(f"SELECT chunks.id AS id {_ALL} AND {SHARED}")
+            return {int(row["id"]) for row in rows}
+
+    def own_vectors(self, viewer: str) -> tuple[list[int], Vectors]:
+        """Ids and vectors of the viewer's ready chunks that the index does not hold, in order."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT chunks.id AS id {_ALL} AND {UNSHARED} AND access.owner = ?"
+                " AND access.approval != 'rejected' ORDER BY chunks.id",
+                (viewer,),
+            ).fetchall()
+        return self.ready_vectors([int(row["id"]) for row in rows], viewer)
 
     def vectors(self, ids: Sequence[int]) -> Vectors:
         """Stored vectors in the order of `ids`, shape (len(ids), 384)."""
         found = self._stored("FROM chunks WHERE", ids)
         return _matrix(found[i] for i in ids)
 
-    def ready_vectors(self, ids: Sequence[int]) -> tuple[list[int], Vectors]:
-        """Those of `ids` that are ready, in their order, and their vectors of shape (len(them), 384)."""
-        found = self._stored(f"{_READY} WHERE", ids)
+    def ready_vectors(self, ids: Sequence[int], viewer: str = NOBODY) -> tuple[list[int], Vectors]:
+        """Those of `ids` the viewer may find, in their order, with vectors of shape (len(them), 384)."""
+        found = self._stored(f"{_READY} WHERE", ids, viewer)
         kept = [i for i in ids if i in found]
         return kept, _matrix(found[i] for i in kept)
 
-    def _stored(self, source: str, ids: Sequence[int]) -> dict[int, bytes]:
+    def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
         """The stored vectors of those of `ids` that `source`, ours, holds."""
         found: dict[int, bytes] = {}
         for step in _steps(ids):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT chunks.id AS id, vector {source} chunks.id IN ({marks})", step
+                    f"SELECT chunks.id AS id, vector {source} chunks.id IN ({marks})", (*viewer, *step)
                 )
                 found.update((int(row["id"]), row["vector"]) for row in rows)
         return found
 
-    def get(self, ids: Iterable[int]) -> dict[int, Passage]:
-        """The ready chunks among `ids` as passages; `document` is the document's title."""
+    def get(self, ids: Iterable[int], viewer: str = NOBODY) -> dict[int, Passage]:
+        """Those of `ids` that the viewer may find, as passages; `document` is the document's title."""
         found: dict[int, Passage] = {}
         for step in _steps(list(ids)):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
-                    'SELECT chunks.id AS id, document_id, heading, page, start, "end" AS stop,'
-                    " chunks.text AS text, chunks.edited AS edited,"
+                    "SELECT chunks.id AS id, chunks.document_id AS document_id, heading, page, start,"
+                    ' "end" AS stop, chunks.text AS text, chunks.edited AS edited,'
                     " substr(documents.text, 1, instr(documents.text || char(10), char(10)) - 1) AS title"
                     f" {_READY} WHERE chunks.id IN ({marks})",
-                    step,
+                    (viewer, *step),
                 ).fetchall()
             for row in rows:
                 found[int(row["id"])] = Passage(

@@ -10,9 +10,10 @@ from core.db import Database
 from core.settings import Settings
 from core.types import Passage
 from rag import lexical, rerank
+from rag.access import NOBODY
 from rag.citations import Likelihood, Similarity
 from rag.crossencoder import CrossEncoder
-from rag.embed import Embedder
+from rag.embed import Embedder, Vectors
 from rag.embedders import MADE_BY, Embedders, InService
 from rag.focus import READ, focus
 from rag.index import Index
@@ -40,53 +41,53 @@ class Retriever:
         self.passages = PassageStore(database)
         self.votes = Votes(database, settings.vote_half_life) if settings.vote_priors else None
 
-    def search(self, question: str, k: int) -> list[Passage]:
-        """At most `k` passages of ready documents, best first, each with its scores.
+    def search(self, question: str, k: int, viewer: str = NOBODY) -> list[Passage]:
+        """At most `k` passages that the viewer may find, best first, each with its scores.
 
         Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order), and where votes
         count `voted` (the order then) and the `prior` they gave. What repeats another passage is left out and
         no document crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id, so the
         same question gives the same passages.
         """
-        return varied(self._ranked(question, WINDOW * k), k)
+        return varied(self._ranked(question, WINDOW * k, viewer), k)
 
-    def _ranked(self, question: str, step: int) -> Iterator[Passage]:
+    def _ranked(self, question: str, step: int, viewer: str) -> Iterator[Passage]:
         """Passages in their order, read `step` at a time."""
-        scores = self._scores(question)
+        scores = self._scores(question, viewer)
         order = list(scores)
         for at in range(0, len(order), step):
-            found = self.passages.get(order[at : at + step])
+            found = self.passages.get(order[at : at + step], viewer)
             for chunk_id in order[at : at + step]:
                 if chunk_id in found:  # else deleted a moment ago
                     yield replace(found[chunk_id], scores=scores[chunk_id])
 
-    def read_for(self, question: str, model: CatalogModel) -> list[Passage]:
+    def read_for(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> list[Passage]:
         """The passages that `model` shall read: its number of them, focused when it reads few units.
 
         Where there is a cross-encoder it has the last word on their order.
         """
         if model.units:
-            found = self.search(question, model.passages)
+            found = self.search(question, model.passages, viewer)
             return focus(question, found, model.units, self.similarity, self.answers)
         if not self.answers:
-            return self.search(question, model.passages)
-        found = self._read_again(question, self.search(question, CHOICE * model.passages))
+            return self.search(question, model.passages, viewer)
+        found = self._read_again(question, self.search(question, CHOICE * model.passages, viewer))
         return [replace(passage, units=()) for passage in found[: model.passages]]  # it reads them whole
 
-    def stages(self, question: str, k: int) -> dict[str, list[Passage]]:
+    def stages(self, question: str, k: int, viewer: str = NOBODY) -> dict[str, list[Passage]]:
         """The best `k` passages of every stage in its own order, with all their scores; for looking inside.
 
         Stages: those of `search`, and `answers` where there is a cross-encoder. Empty for `dense` while the
         vectors are unusable.
         """
-        scores = self._scores(question)
+        scores = self._scores(question, viewer)
         orders: dict[str, list[int]] = {}
         for stage in ("lexical", "dense", "fused", "reranked"):
             with_score = [i for i in scores if stage in scores[i]]
             orders[stage] = sorted(with_score, key=lambda i: (-scores[i][stage], i))[:k]
         last = "voted" if self.votes else "reranked"
         orders[last] = list(scores)[:k]
-        found = self.passages.get(sorted({i for order in orders.values() for i in order}))
+        found = self.passages.get(sorted({i for order in orders.values() for i in order}), viewer)
         ranked = {
             stage: [replace(found[i], scores=scores[i]) for i in order if i in found]
             for stage, order in orders.items()
@@ -125,25 +126,33 @@ class Retriever:
         documents, chunks = self.passages.counts()
         return {"dense": index.usable, "reason": index.reason, "documents": documents, "chunks": chunks}
 
-    def _scores(self, question: str) -> dict[int, rerank.Scores]:
+    def _scores(self, question: str, viewer: str) -> dict[int, rerank.Scores]:
         """Candidates in order, with the scores of every stage but `answers`."""
-        scores = self._unvoted(question)
+        scores = self._unvoted(question, viewer)
         return voted(scores, self.votes.priors(scores)) if self.votes else scores
 
-    def _unvoted(self, question: str) -> dict[int, rerank.Scores]:
+    def _unvoted(self, question: str, viewer: str) -> dict[int, rerank.Scores]:
         """What votes have no part in; by words alone while vectors are unusable."""
-        lexically = dict(lexical.search(self.database, question, CANDIDATES))
+        lexically = dict(lexical.search(self.database, question, CANDIDATES, viewer))
         if not self.index.status().usable:
             return rerank.by_words(lexically)
         for _ in range(2):
             made_by = self.passages.note(MADE_BY)
             vector = self.vectors.encode([question])[0]
-            near = [chunk_id for chunk_id, _ in self.index.query(vector, CANDIDATES)]
-            ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}))
+            near = self._near(vector, viewer)
+            ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}), viewer)
             # else another embedder came into service between the lines: never mix the two
             if near and self.passages.note(MADE_BY) == made_by:
                 return rerank.rerank(ids, lexically, vectors, vector)
         return rerank.by_words(lexically)
+
+    def _near(self, vector: Vectors, viewer: str) -> list[int]:
+        """The nearest chunks: of the index, which everybody shares, and of the viewer's own documents."""
+        pairs = self.index.query(vector, CANDIDATES)
+        own, vectors = self.passages.own_vectors(viewer) if viewer else ([], vector)
+        if own:  # compared one by one: what is not shared is little
+            pairs += zip(own, (vectors @ vector).tolist(), strict=True)
+        return [chunk_id for chunk_id, _ in sorted(pairs, key=lambda pair: -pair[1])[:CANDIDATES]]
 
 
 def with_context(question: str, earlier: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 from core.db import now_ms
 from core.errors import NotFoundError
 from core.files import owner_lock
+from rag.chunk_carry import carry
 from rag.documents import SYNCED, DocumentStore
-from rag.intake import take
+from rag.intake import kept_access, take
 from rag.reader import Reader
 from rag.sources import Source, SourceStore, sites
 from rag.sync import Changes, reader_version
@@ -58,16 +59,20 @@ class SiteDocuments:
                 self._rows.put(replace(row, etag=version.etag, modified=version.modified))
             self.keep(url)
             return
-        began, added = now_ms(), False
+        began, added, replaced = now_ms(), False, row.documents if row is not None else ()
         ids: list[str] = []
         errors: list[str] = []
         with owner_lock(self._lock, "Reading documents", wait=True):
-            for taken in take(self.store, name, data, SYNCED, self._reader):
+            for taken in take(
+                self.store, name, data, SYNCED, self._reader, kept_access(self.store, replaced)
+            ):
                 if taken.document is None:
                     errors.append(str(taken.error))
                 else:
                     ids.append(taken.document.id)
                     added = taken.document.created_at >= began
+            if lost := carry(self.store.database, replaced, ids):
+                self._report(f"edits      {url}: {lost} dropped, as the passage changed")
             stamp = (len(data), 0, 0)
             self._put(
                 Source(

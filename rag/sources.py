@@ -68,6 +68,14 @@ class SourceStore:
             for row in rows
         }
 
+    def documents(self, path: str) -> tuple[str, ...]:
+        """Ids of the documents that a file was when it was last read."""
+        with self.database.read() as connection:
+            row = connection.execute(
+                "SELECT documents FROM sources WHERE root = ? AND path = ?", (self.root, path)
+            ).fetchone()
+        return tuple(json.loads(row["documents"])) if row is not None else ()
+
     def put(self, source: Source) -> None:
         """Add or replace a file's row."""
         with self.database.write() as connection:

@@ -1,8 +1,9 @@
 """A folder and its documents kept the same: `understudy ingest PATH --sync` adds, updates and removes.
 
 A file whose size, time and inode are as they were costs one `stat`; one whose bytes are as they were is not
-read again. Safe to kill anywhere: rows are written after the documents they name, and documents that no row
-names are removed last, so the next run finishes what this one began.
+read again. All others are queued first (`rag.queue`) and then read, so everybody sees how far it is. Safe to
+kill anywhere: rows are written after the documents they name, and documents that no row names are removed
+last, so the worker reads what is left in the queue and the next run finishes what this one began.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from core.errors import DocumentError
 from rag.chunk_carry import carry
 from rag.documents import SYNCED, DocumentStore, display_name
 from rag.files import below
-from rag.intake import take
+from rag.intake import kept_access, take
 from rag.ocr import Ocr
+from rag.queue import Entry, Queue
+from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sources import Source, Sources, SourceStore
 
@@ -44,7 +47,7 @@ class Changes:
 
 
 def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Changes:
-    """Bring the documents up to date with the folder; the new ones are left pending.
+    """Bring the documents up to date with the folder; the new ones are left pending. For the lock's holder.
 
     Raises DocumentError when the folder is missing, or empty while it was not before: an unmounted disk must
     not delete its documents.
@@ -61,8 +64,14 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
         )
     changes = Changes()
     run = _Run(store, sources, reader, report, changes, reader_version())
-    for name, path in found.items():
-        run.file(path, name, known)
+    stale = [(name, _stamp(path)[0]) for name, path in found.items() if not run.unchanged(path, name, known)]
+    queue = Queue(store.database, store, store.settings)
+    work = QueueWork(queue)
+    work.recover()
+    for waiting in queue.put_files(sources.root, stale, found):
+        entry = work.claim(waiting.id)
+        if entry is not None:  # else somebody cancelled it
+            run.entry(work, entry, known)
     gone = sorted(set(known) - set(found))
     if gone:
         sources.remove(gone)
@@ -71,6 +80,13 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
         store.delete(document_id, "sync")
         changes.removed += 1
     return changes
+
+
+def read_queued(store: DocumentStore, work: QueueWork, entry: Entry, reader: Reader) -> None:
+    """Read a claimed file of a folder that an earlier run queued."""
+    sources = SourceStore(store.database, entry.root)
+    run = _Run(store, sources, reader, lambda line: None, Changes(), reader_version())
+    run.entry(work, entry, {})
 
 
 @dataclass
@@ -82,27 +98,42 @@ class _Run:
     changes: Changes
     version: str
 
-    def file(self, path: Path, name: str, known: Sources) -> None:
+    def unchanged(self, path: Path, name: str, known: Sources) -> bool:
+        """Whether the file looks as it did; then its documents are kept."""
+        before = known.get(name)
+        if before is None or before.stamp != _stamp(path) or not self._still_valid(before):
+            return False
+        self._keep(before)
+        return True
+
+    def entry(self, work: QueueWork, entry: Entry, known: Sources) -> None:
+        """Read a claimed entry of the queue and tell the queue what came of it."""
+        with work.at_work(entry):
+            source = self.file(Path(self.sources.root) / entry.path, entry.path, known)
+            if not source.documents:
+                raise DocumentError(source.error or "The archive holds no files.")
+            if not work.read(entry, source.documents, source.error):
+                self.sources.remove([entry.path])  # cancelled meanwhile: the next run may bring it
+
+    def file(self, path: Path, name: str, known: Sources) -> Source:
         before = known.get(name)
         stamp = _stamp(path)
-        if before is not None and before.stamp == stamp and self._still_valid(before):
-            self._keep(before)
-            return
         try:
             data = self.store.read_file(path)
         except DocumentError as error:
-            self._write(Source(name, stamp, "", (), str(error), self.version), [str(error)])
-            return
+            return self._write(Source(name, stamp, "", (), str(error), self.version), [str(error)])
         digest = hashlib.sha256(data).hexdigest()
         if before is not None and before.hash == digest and self._still_valid(before):
             kept = Source(name, stamp, digest, before.documents, before.error, before.reader)
             self.sources.put(kept)
             self._keep(kept)
-            return
-        began = now_ms()
+            return kept
+        began, replaced = now_ms(), self.sources.documents(name)
         ids: list[str] = []
         errors: list[str] = []
-        for taken in take(self.store, path.name, data, SYNCED, self.reader):
+        for taken in take(
+            self.store, path.name, data, SYNCED, self.reader, kept_access(self.store, replaced)
+        ):
             if taken.document is None:
                 errors.append(f"{taken.name}: {taken.error}" if taken.name != path.name else str(taken.error))
                 continue
@@ -110,16 +141,17 @@ class _Run:
             if taken.document.created_at >= began:
                 self.changes.added.append(taken.document.id)
                 self.report(f"added      {taken.document.name}")
-        if before is not None and (lost := carry(self.store.database, before.documents, ids)):
+        if lost := carry(self.store.database, replaced, ids):
             self.report(f"edits      {display_name(name)}: {lost} dropped, as the passage changed")
-        self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
         self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
+        return self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
 
-    def _write(self, source: Source, errors: list[str]) -> None:
+    def _write(self, source: Source, errors: list[str]) -> Source:
         self.sources.put(source)
         for error in errors:
             self.changes.refused.append((source.path, error))
             self.report(f"refused    {display_name(source.path)}: {error}")
+        return source
 
     def _keep(self, source: Source) -> None:
         if source.error:

@@ -73,18 +73,16 @@ class StagedVectors(PassageStore):
         )
         connection.execute("DELETE FROM vectors WHERE embedder = ?", (self.embedder,))
 
-    def _stored(self, source: str, ids: Sequence[int]) -> dict[int, bytes]:
+    def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         for at in range(0, len(ids), _STEP):
             step = list(ids[at : at + _STEP])
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
-                    "SELECT chunk_id AS id, vectors.vector AS vector FROM vectors"
-                    " JOIN chunks ON chunks.id = vectors.chunk_id"
-                    " JOIN documents ON documents.id = chunks.document_id AND documents.status = 'ready'"
-                    f" WHERE embedder = ? AND chunk_id IN ({marks})",
-                    (self.embedder, *step),
+                    "SELECT chunk_id AS id, vector FROM vectors WHERE embedder = ?"
+                    f" AND chunk_id IN (SELECT chunks.id {source} chunks.id IN ({marks}))",
+                    (self.embedder, *viewer, *step),
                 )
                 found.update((int(row["id"]), row["vector"]) for row in rows)
         return found

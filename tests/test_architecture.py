@@ -102,6 +102,9 @@ SQL_FILES = (
     "rag/sources.py",
     "rag/vectors.py",
     "rag/votes.py",
+    "rag/queue",
+    "rag/access.py",
+    "rag/approval.py",
 )
 FORBIDDEN = {
     "unsafe_allow_html": "answers are foreign text: never HTML",

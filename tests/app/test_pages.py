@@ -24,7 +24,7 @@ from core.settings import PROJECT, Settings
 from core.types import Unit
 from feedback.dataset import freeze
 from rag.prompt import cite
-from tests.app.site import Site
+from tests.app.site import Site, until
 
 MAIN = str(PROJECT / "app" / "main.py")
 
@@ -224,9 +224,15 @@ def test_uploads_say_what_became_of_each(parts: Resources) -> None:
     ).run()
     click(at, "Add 2 files")
     assert "**garden" in shown(at)
-    assert "was added" in shown(at)
+    assert "was added to the queue" in shown(at)
+    assert "was not added: The file is empty" in shown(at)
+    until(lambda: not parts.queue.active(), "the worker reads the file")
+    at.run()
+    assert "The queue is empty" in shown(at)
     assert "was not added" in shown(at)
-    assert "empty" in shown(at)
+    at.file_uploader[0].set_value([("again.txt", b"The garden opens at eight.", "text/plain")]).run()
+    click(at, "Add 1 file")
+    assert "in the collection already" in shown(at)
 
 
 def test_review_approves_and_rejects(parts: Resources) -> None:

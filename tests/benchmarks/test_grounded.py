@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,9 @@ def test_model_and_quoting_stand_side_by_side(tmp_path: Path) -> None:
         )
     )
     cases = read_cases(written(tmp_path, *ROWS), BUILTIN)
+    check = Check(0.6, replace(BUILTIN, second_look=False))
     with engine_client(load_settings({}, data_dir=tmp_path), scripted=script) as client:
-        rows = {row.measure: row for row in figures("set", cases, client, Check(0.6, False))}
+        rows = {row.measure: row for row in figures("set", cases, client, check)}
     assert rows["set: fact right"].value == 1.0
     assert rows["set: fact and citation right"].value == 1.0
     assert rows["set: rightly refused"].value == 1.0

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import core.db
-from core.db import MIGRATIONS, Database, audit
+from core.db import Database, audit
 from core.errors import StorageError
+from core.schema import MIGRATIONS
 from core.settings import PROJECT
 
 CHILD = {**os.environ, "PYTHONPATH": str(PROJECT)}

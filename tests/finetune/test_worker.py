@@ -90,6 +90,12 @@ def test_a_dead_child_is_a_failed_job_with_its_last_words(
     assert Runs(worker.database).get(run.id).status == "failed"
 
 
+def test_a_killed_ingest_goes_on_by_itself_a_few_times(worker: Worker, jobs: Jobs) -> None:
+    job = jobs.submit("ingest", {"do": "die"})
+    drive(worker, closed(jobs, job))
+    assert (jobs.get(job.id).status, jobs.get(job.id).attempts) == ("failed", 3)
+
+
 @pytest.mark.parametrize("do", ["hang", "ignore"])
 def test_cancelling_ends_the_child(worker: Worker, jobs: Jobs, do: str) -> None:
     job = jobs.submit("retrain", {"do": do})

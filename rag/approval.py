@@ -1,0 +1,61 @@
+"""Decisions on documents: approve, reject, give to everybody or keep for the owner; each one is audited.
+
+The index holds what everybody may find, so after a decision it is brought up to date by the next ingest job.
+Until then the words find the document, and what was taken back is found by nobody: queries ask the rows.
+"""
+
+from __future__ import annotations
+
+from core.db import Database, audit
+from core.errors import ConflictError, NotFoundError
+from rag.access import OPERATOR, VISIBILITIES
+from rag.passages import bump_version
+
+
+class Approval:
+    """Reads and writes the `document_access` table."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def approve(self, document_id: str, reviewer: str) -> None:
+        """Let everybody find a document that its owner wants to give them (raises as `_decide`)."""
+        self._decide(document_id, "approved", reviewer)
+
+    def reject(self, document_id: str, reviewer: str) -> None:
+        """Let nobody find it, nor its owner (raises as `_decide`)."""
+        self._decide(document_id, "rejected", reviewer)
+
+    def _decide(self, document_id: str, approval: str, reviewer: str) -> None:
+        """Raises ConflictError when `reviewer` is none, NotFoundError when there is nothing to review."""
+        if reviewer != OPERATOR:
+            raise ConflictError("Only a reviewer decides about documents.", "Ask the operator.")
+        with self.database.write() as connection:
+            changed = connection.execute(
+                "UPDATE document_access SET approval = ? WHERE document_id = ?"
+                " AND visibility = 'everybody' AND approval != ?",
+                (approval, document_id, approval),
+            ).rowcount
+            if changed:
+                bump_version(connection)
+                audit(connection, reviewer, f"document.{approval}", document_id)
+        if not changed:
+            raise NotFoundError("That document waits for no decision (any more).", "Look at the list.")
+
+    def show_to(self, document_id: str, visibility: str, actor: str) -> None:
+        """Let its owner choose who may find it; what others see of it still needs its approval.
+
+        Raises NotFoundError when it is not the actor's own.
+        """
+        if visibility not in VISIBILITIES:
+            raise ConflictError(f"{visibility!r} is no visibility.", f"Choose of {', '.join(VISIBILITIES)}.")
+        with self.database.write() as connection:
+            changed = connection.execute(
+                "UPDATE document_access SET visibility = ? WHERE document_id = ? AND owner = ?",
+                (visibility, document_id, actor),
+            ).rowcount
+            if changed:
+                bump_version(connection)
+                audit(connection, actor, f"document.{visibility}", document_id)
+        if not changed:
+            raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")

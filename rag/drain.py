@@ -1,0 +1,104 @@
+"""The work on the queue: read each waiting file, oldest first, and make it searchable before the next.
+
+For whoever holds the ingest lock. Killed anywhere, nothing is lost and nothing comes twice: a document's id
+is its content's hash, the queue's row says `embedding` only when the documents are stored, and `ready` only
+when they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from core.errors import DocumentError, NotFoundError
+from rag.access import new_access
+from rag.documents import Document, DocumentStore
+from rag.index import Index
+from rag.intake import take
+from rag.queue import ACTIVE, Entry, Queue
+from rag.queue_work import QueueWork
+from rag.reader import Reader
+from rag.sync import read_queued
+
+INDEX_SECONDS = 15.0  # how long a document may be found by its words alone
+SETTLE_SECONDS = 1.0
+
+Beat = Callable[[float, str], None]
+Embed = Callable[[Document, Callable[[], None] | None], None]
+
+
+class Drain:
+    """Works until nothing waits. `embed` makes a pending document ready."""
+
+    def __init__(
+        self, queue: Queue, documents: DocumentStore, index: Index, reader: Reader, embed: Embed
+    ) -> None:
+        self.queue = queue
+        self.work = QueueWork(queue)
+        self.documents = documents
+        self.index = index
+        self.reader = reader
+        self.embed = embed
+        self.count = 0
+        self._indexed = self._settled = time.monotonic()
+
+    def run(self, beat: Beat | None = None) -> int:
+        """Read and embed everything; returns how many documents. `beat` may raise Cancelled."""
+        self.work.recover()
+        self.embed_pending(beat)
+        while entry := self.work.claim():
+            with self.work.at_work(entry):
+                if beat is not None:
+                    beat(self._share(1), f"Reading {entry.name} …")
+                self._read(entry)
+            self.embed_pending(beat)
+        self.index.sync()
+        return self.count
+
+    def _read(self, entry: Entry) -> None:
+        if entry.root:
+            read_queued(self.documents, self.work, entry, self.reader)
+            return
+        access = new_access(self.documents.settings, entry.owner, entry.visibility)
+        taken = list(
+            take(self.documents, entry.name, self.queue.data(entry), entry.origin, self.reader, access)
+        )
+        found = [one.document.id for one in taken if one.document is not None]
+        refused = [one for one in taken if one.error is not None]
+        if not found and len(taken) == 1 and taken[0].error is not None:
+            raise taken[0].error
+        if not found:
+            lines = "; ".join(f"{one.name}: {one.error}" for one in refused)
+            raise DocumentError(f"Nothing in the archive can be read. {lines}".strip())
+        lines = "\n".join(f"{one.name} was not added: {one.error}" for one in refused)
+        self.work.read(entry, list(dict.fromkeys(found)), lines)
+
+    def embed_pending(self, beat: Beat | None = None) -> None:
+        """Make every pending document ready, wherever it came from."""
+        pending = self.documents.pending()
+        for number, document in enumerate(pending):
+            share, message = self._share(len(pending) - number), f"Preparing {document.name} …"
+            try:
+                self.embed(document, partial(beat, share, message) if beat else None)
+            except NotFoundError:  # deleted or cancelled meanwhile
+                continue
+            self.count += 1
+            self._keep_up()
+        self.work.settle()
+
+    def _keep_up(self) -> None:
+        """Close what is done, and let the new vectors be searched, now and then."""
+        now = time.monotonic()
+        if now - self._settled > SETTLE_SECONDS:
+            self.work.settle()
+            self._settled = now
+        if now - self._indexed > INDEX_SECONDS:
+            self.index.sync()
+            self._indexed = now
+
+    def _share(self, left: int) -> float:
+        """How much is done, when at least `left` is still to do."""
+        counts = self.queue.counts()
+        done = max(counts["done"], self.count)
+        return done / (done + max(left, sum(counts[status] for status in ACTIVE)))

@@ -1,0 +1,273 @@
+"""The queue of files: what was uploaded or found in a synchronised folder, until it can be searched.
+
+    waiting -> reading -> embedding -> ready
+                  └-> failed, with the reason; cancelled at any time before ready
+
+A row is written after the bytes it names and outlives every process. Whoever holds the ingest lock works on
+the rows (`rag.queue_work`, `rag.drain`), so what is `reading` when the lock is taken was left by a process
+that died. From `embedding` on, the documents themselves say how far it is: pending, then ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.db import Database, audit, new_id, now_ms
+from core.errors import ConflictError, DocumentError, NotFoundError
+from core.files import inside, require_space, write_bytes
+from core.settings import Settings
+from rag.access import OPERATOR, new_access
+from rag.documents import SYNCED, DocumentStore, display_name
+
+ACTIVE = ("waiting", "reading", "embedding")
+DONE = ("ready", "failed", "cancelled")
+_MINE = "(?1 = 'local' OR owner = ?1)"  # the operator may act on everybody's files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file in the queue. `root` and `path` say where a folder's file lies; times are UTC milliseconds.
+
+    `error` and `next_step` say why it failed or, when it is ready, what of an archive was refused.
+    """
+
+    seq: int
+    id: str
+    name: str
+    bytes: int
+    hash: str
+    origin: str
+    root: str
+    path: str
+    owner: str
+    status: str
+    error: str
+    next_step: str
+    documents: tuple[str, ...]
+    deaths: int
+    created_at: int
+    updated_at: int
+    visibility: str  # of its documents, see `rag.access`
+
+    @property
+    def active(self) -> bool:
+        """Whether something is still to be done."""
+        return self.status in ACTIVE
+
+
+Entries = list[Entry]
+
+
+class Queue:
+    """Reads and writes the `intake` table and the waiting bytes in `data/queue`."""
+
+    def __init__(self, database: Database, documents: DocumentStore, settings: Settings) -> None:
+        self.database = database
+        self.documents = documents
+        self.settings = settings
+        self.folder = settings.data_dir / "queue"
+
+    def put(self, name: str, data: bytes, owner: str = OPERATOR, visibility: str = "everybody") -> Entry:
+        """Queue an upload; bytes that the same user has in the queue already are not queued twice.
+
+        Raises DocumentError when it is empty or too large, or when too many files of this user wait.
+        """
+        self.documents.check_size(len(data))
+        new_access(self.settings, owner, visibility)
+        digest = hashlib.sha256(data).hexdigest()
+        known = self._same(owner, digest, visibility)
+        if known is not None and known.active:
+            return known
+        require_space(self.folder, 2 * len(data) + (1 << 20))
+        entry_id = known.id if known is not None else new_id()
+        # the bytes first, outside the transaction: megabytes must not keep others from writing
+        write_bytes(inside(self.folder, entry_id), data)
+        with self.database.write() as connection:
+            try:
+                self._require_room(connection, owner)
+            except DocumentError:
+                if known is None:
+                    inside(self.folder, entry_id).unlink()
+                raise
+            row = (display_name(name), len(data), digest, "upload", "", "", owner, visibility)
+            _insert(connection, entry_id, row)
+        return self.get(entry_id)
+
+    def put_files(self, root: str, files: Sequence[tuple[str, int]], present: Iterable[str]) -> Entries:
+        """Queue files of a synchronised folder, as (path below it, bytes); the bytes stay where they are.
+
+        What waits and is not `present` in the folder any more is forgotten.
+        """
+        if not files and not self._rows("WHERE root = ? LIMIT 1", root):
+            return []
+        with self.database.write() as connection:
+            connection.execute(
+                "DELETE FROM intake WHERE root = ? AND status != 'embedding'"
+                " AND path NOT IN (SELECT value FROM json_each(?))",
+                (root, json.dumps(list(present))),
+            )
+            for path, size in files:
+                known = connection.execute(
+                    "SELECT id FROM intake WHERE owner = ? AND hash = '' AND root = ? AND path = ?",
+                    (OPERATOR, root, path),
+                ).fetchone()
+                row = (display_name(path), size, "", SYNCED, root, path, OPERATOR, "everybody")
+                _insert(connection, known["id"] if known else new_id(), row)
+        wanted = {path for path, _ in files}
+        return [entry for entry in self._rows("WHERE root = ? ORDER BY seq", root) if entry.path in wanted]
+
+    def _same(self, owner: str, digest: str, visibility: str) -> Entry | None:
+        """The user's row with these bytes, unless it is long done."""
+        condition = "WHERE owner = ? AND hash = ? AND visibility = ? AND status != 'ready' ORDER BY seq DESC"
+        return next(iter(self._rows(condition, owner, digest, visibility)), None)
+
+    def _require_room(self, connection: Any, owner: str) -> None:
+        waiting = connection.execute(
+            "SELECT COUNT(*) AS n FROM intake WHERE owner = ? AND root = '' AND status = 'waiting'", (owner,)
+        ).fetchone()["n"]
+        if waiting >= self.settings.waiting_files:
+            raise DocumentError(
+                f"{waiting} of your files wait already, and more than {self.settings.waiting_files} may not.",
+                "Add it when some of them are read, or cancel some.",
+            )
+
+    def get(self, entry_id: str) -> Entry:
+        """The entry with this id (raises NotFoundError)."""
+        found = self._rows("WHERE id = ?", entry_id)
+        if not found:
+            raise NotFoundError("That file is not in the queue (any more).", "Look at the Documents page.")
+        return found[0]
+
+    def list(self, limit: int = 50) -> Entries:
+        """What is at work and what waits, in order, then what failed, was cancelled or needs a word."""
+        return self._rows(
+            "WHERE status != 'ready' OR error != '' ORDER BY CASE status WHEN 'reading' THEN 0"
+            " WHEN 'embedding' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, seq LIMIT ?",
+            limit,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many files have each status; `done` are those settled since the oldest active one came."""
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT status, COUNT(*) AS n FROM intake GROUP BY status").fetchall()
+            done = connection.execute(
+                "SELECT COUNT(*) AS n FROM intake WHERE status IN ('ready', 'failed') AND updated_at >="
+                " (SELECT MIN(created_at) FROM intake WHERE status IN ('waiting', 'reading', 'embedding'))"
+            ).fetchone()
+        return dict.fromkeys((*ACTIVE, *DONE), 0) | {r["status"]: r["n"] for r in rows} | {"done": done["n"]}
+
+    def active(self) -> int:
+        """How many files are not done."""
+        counts = self.counts()
+        return sum(counts[status] for status in ACTIVE)
+
+    def data(self, entry: Entry) -> bytes:
+        """The waiting bytes of an upload (raises DocumentError when they are gone)."""
+        try:
+            return inside(self.folder, entry.id).read_bytes()
+        except FileNotFoundError:
+            raise DocumentError("The waiting file is gone.", "Add it again.") from None
+
+    def retry(self, entry_id: str, actor: str = OPERATOR) -> None:
+        """Let a failed or cancelled file wait again, at the end of the queue.
+
+        Raises ConflictError when it is neither, NotFoundError when it is somebody else's.
+        """
+        entry = self._own(entry_id, actor)
+        with self.database.write() as connection:
+            changed = connection.execute(
+                "UPDATE intake SET status = 'waiting', error = '', next_step = '', deaths = 0,"
+                " updated_at = ?, seq = (SELECT MAX(seq) + 1 FROM intake)"
+                " WHERE id = ? AND status IN ('failed', 'cancelled')",
+                (now_ms(), entry_id),
+            ).rowcount
+        if not changed:
+            raise ConflictError(f"{entry.name} did not fail, so there is nothing to try again.")
+
+    def cancel(self, entry_id: str, actor: str = OPERATOR) -> None:
+        """Stop a file that is not ready; what was stored of it is removed.
+
+        Raises ConflictError when it is done, NotFoundError when it is somebody else's.
+        """
+        entry = self._own(entry_id, actor)
+        with self.database.write() as connection:
+            row = connection.execute(
+                "UPDATE intake SET status = 'cancelled', updated_at = ? WHERE id = ?"
+                " AND status IN ('waiting', 'reading', 'embedding') RETURNING documents",
+                (now_ms(), entry_id),
+            ).fetchone()
+            if row is not None:
+                drop(connection, json.loads(row["documents"]))
+                audit(connection, actor, "queue.cancel", f"{entry_id} {entry.name}")
+        if row is None:
+            raise ConflictError(f"{entry.name} is done, so it cannot be cancelled.", "Delete its document.")
+
+    def cancel_waiting(self, actor: str = OPERATOR) -> int:
+        """Cancel every waiting file (of this user; the operator cancels everybody's); returns how many."""
+        with self.database.write() as connection:
+            count: int = connection.execute(
+                "UPDATE intake SET status = 'cancelled', updated_at = ?2"
+                f" WHERE status = 'waiting' AND {_MINE}",
+                (actor, now_ms()),
+            ).rowcount
+            audit(connection, actor, "queue.cancel", f"{count} waiting files")
+        return count
+
+    def clear(self, actor: str = OPERATOR) -> None:
+        """Forget what failed, was cancelled or is ready, with the bytes that were kept to try again."""
+        with self.database.write() as connection:
+            rows = connection.execute(
+                "DELETE FROM intake WHERE status IN ('ready', 'failed', 'cancelled')"
+                f" AND {_MINE} RETURNING id",
+                (actor,),
+            ).fetchall()
+        for row in rows:
+            inside(self.folder, row["id"]).unlink(missing_ok=True)
+
+    def _own(self, entry_id: str, actor: str) -> Entry:
+        entry = self.get(entry_id)
+        if actor not in (OPERATOR, entry.owner):
+            raise NotFoundError("That file is not in the queue (any more).", "Look at the Documents page.")
+        return entry
+
+    def _rows(self, condition: str, *values: object) -> Entries:
+        with self.database.read() as connection:
+            return [entry_of(row) for row in connection.execute(f"SELECT * FROM intake {condition}", values)]
+
+
+def drop(connection: Any, documents: Sequence[str]) -> None:
+    """Remove those of the documents that are still pending and that no other entry waits for."""
+    for document_id in documents:
+        connection.execute(
+            "DELETE FROM documents WHERE id = ?1 AND status = 'pending' AND NOT EXISTS (SELECT 1 FROM"
+            " intake, json_each(intake.documents) AS entry WHERE intake.status = 'embedding'"
+            " AND entry.value = ?1)",
+            (document_id,),
+        )
+        connection.execute(
+            "DELETE FROM sources WHERE EXISTS (SELECT 1 FROM json_each(sources.documents) AS entry"
+            " WHERE entry.value = ?1) AND NOT EXISTS (SELECT 1 FROM documents WHERE id = ?1)",
+            (document_id,),
+        )
+
+
+def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
+    """Let an entry wait, again if it was there; what is being read already stays so."""
+    connection.execute(
+        "INSERT INTO intake (id, name, bytes, hash, origin, root, path, owner, visibility,"
+        " status, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,'waiting',?,?)"
+        " ON CONFLICT(id) DO UPDATE SET status = 'waiting', error = '', next_step = '',"
+        " documents = '[]', deaths = 0, bytes = excluded.bytes, created_at = excluded.created_at,"
+        " updated_at = excluded.updated_at, seq = (SELECT MAX(seq) + 1 FROM intake)"
+        " WHERE status NOT IN ('waiting', 'reading')",
+        (entry_id, *row, now_ms(), now_ms()),
+    )
+
+
+def entry_of(row: Any) -> Entry:
+    """A row of the table as an entry."""
+    return Entry(**(dict(row) | {"documents": tuple(json.loads(row["documents"]))}))

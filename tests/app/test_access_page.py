@@ -1,0 +1,99 @@
+"""Hidden and unapproved documents through pages and API: nothing of them reaches anybody else."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from app.asking import Question, corrected_answer
+from app.resources import USER, Resources
+from core.errors import NotFoundError
+from rag.access import Access
+from rag.documents import Document
+from rag.ingest import Ingestor
+from tests.app.site import Site, ask, until
+from tests.app.test_pages import open_page, parts, shown
+
+__all__ = ["parts"]
+
+PRIVATE = "The notice period is 777 days for the marmalade department."
+QUESTION = "What is the notice period for the marmalade department?"
+
+
+def add(parts: Resources, name: str, text: str, access: Access) -> Document:
+    document = parts.documents.add(name, text.encode(), "upload", access=access)
+    searching = parts.assistant.retriever
+    Ingestor(parts.settings, parts.database, searching.index, searching.embedder).process_pending()
+    return parts.documents.get(document.id)
+
+
+def leaked(text: str) -> bool:
+    return "777" in text or "marmalade department" in text.replace(QUESTION, "")
+
+
+def asked_over_api(running: Site, user: str) -> str:
+    return str(ask(running, QUESTION, user=user)["understudy"])
+
+
+def test_a_private_document_does_not_leak(parts: Resources, running: Site) -> None:
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access("api:anna", "owner"))
+    for user in ("", "ben", "local", "Anna", "api:anna"):
+        assert not leaked(asked_over_api(running, user)), user
+    assert leaked(asked_over_api(running, "anna"))
+    at = open_page("documents")
+    assert "marmalade" not in shown(at)
+    at = open_page("search")
+    at.text_input[0].set_value(QUESTION).run()
+    assert not leaked(shown(at))
+    with pytest.raises(NotFoundError):  # what the source view and the list ask
+        parts.documents.text(document.id, USER)
+    parts.documents.delete(document.id)
+
+
+def test_a_correction_does_not_carry_a_private_document_along(parts: Resources, running: Site) -> None:
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access("api:anna", "owner"))
+    exchange = ask(running, QUESTION, user="anna")["understudy"]["exchange_id"]
+    correction = parts.feedback.correct(exchange, "api:anna", PRIVATE)
+    parts.review.approve(correction, USER)
+    for user, found in (("api:anna", True), ("api:ben", False), (USER, False)):
+        answer = corrected_answer(parts, Question("c", user, QUESTION))
+        assert (answer is not None) is found, user
+    assert exchange not in {judged[0].id for judged in parts.feedback.judged()}  # nor is it trained on
+    parts.documents.delete(document.id)
+    assert corrected_answer(parts, Question("c", "api:ben", QUESTION)) is None
+    assert exchange not in {judged[0].id for judged in parts.feedback.judged()}
+
+
+def test_the_operator_approves_and_rejects(
+    parts: Resources, running: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = Access("api:mallory", "everybody", "waiting")
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", planted)
+    assert not leaked(asked_over_api(running, "ben"))
+    at = open_page("documents")
+    assert "waits for approval" in shown(at)
+    next(e for e in at.button if e.key == f"approve-{document.id}").click()
+    at.run()
+    assert parts.documents.get(document.id).approval == "approved"
+    until(lambda: leaked(asked_over_api(running, "ben")), "everybody finds it", 60)
+    at = open_page("documents")
+    next(e for e in at.button if e.key == f"reject-{document.id}").click()
+    at.run()
+    assert not leaked(asked_over_api(running, "ben"))
+    assert not leaked(asked_over_api(running, "mallory"))
+    parts.documents.delete(document.id)
+
+
+def test_the_operator_keeps_a_document_for_himself(parts: Resources, running: Site) -> None:
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access())
+    assert leaked(asked_over_api(running, "ben"))
+    at = open_page("documents")
+    next(e for e in at.button if e.key == f"keep-{document.id}").click()
+    at.run()
+    assert "only you" in shown(at)
+    assert not leaked(asked_over_api(running, "ben"))
+    assert httpx.get(f"{running.url}/health", trust_env=False).status_code == 200
+    next(e for e in at.button if e.key == f"share-{document.id}").click()
+    at.run()
+    assert parts.documents.get(document.id).visibility == "everybody"
+    parts.documents.delete(document.id)
