@@ -148,7 +148,7 @@ def _done(parts: Resources, act: Callable[[ChunkEditor], object]) -> bool:
     """Whether the change was made; what went wrong is shown above the passages."""
     retriever = parts.assistant.retriever
     try:
-        act(ChunkEditor(ChunkStore(parts.database), retriever.embedder, retriever.index))
+        act(ChunkEditor(ChunkStore(parts.database), retriever.vectors, retriever.index))
     except UnderstudyError as error:
         st.session_state[PROBLEM] = str(error)
         return False

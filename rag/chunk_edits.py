@@ -8,15 +8,18 @@ own text stays as it was read, so the original is always there to be restored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from core.db import Database, audit, now_ms
 from core.errors import ConflictError, DocumentError, NotFoundError
+from core.files import owner_lock
 from rag.chunks import ESTIMATE, units
 from rag.documents import headline
-from rag.embed import Embedder, Vectors
+from rag.embed import Vectors
+from rag.embedders import InService
 from rag.index import Index
 from rag.passages import bump_version
 from rag.words import clean, token_estimate
@@ -140,11 +143,12 @@ class Change:
 class ChunkEditor:
     """Changes chunks and makes the change searchable at once.
 
-    Every method returns the chunk's new id and raises NotFoundError or ConflictError when somebody else
-    changed it meanwhile.
+    `embedder` is the one in service. Every method returns the chunk's new id and raises NotFoundError or
+    ConflictError when somebody else changed it meanwhile. A new text is refused with ConflictError while
+    documents are read or the embedder is exchanged: it would come with a vector of the one before.
     """
 
-    def __init__(self, store: ChunkStore, embedder: Embedder, index: Index) -> None:
+    def __init__(self, store: ChunkStore, embedder: InService, index: Index) -> None:
         self.store = store
         self.embedder = embedder
         self.index = index
@@ -176,13 +180,33 @@ class ChunkEditor:
     def _change(self, chunk: StoredChunk, change: Change) -> int:
         if (chunk.text, chunk.off) == (change.text, change.off):
             return chunk.id
-        vector = None
-        if change.text != chunk.text:
-            named = headline(self.store.title(chunk.document_id), chunk.heading)
-            vector = self.embedder.encode([f"{named}\n{change.text}"])[0]
-        chunk_id = self.store.put(chunk, change, vector)
+        if change.text == chunk.text:
+            chunk_id = self.store.put(chunk, change, None)
+        else:
+            with self._alone():
+                chunk_id = self.store.put(chunk, change, self._embed(chunk, change.text))
         self.index.sync()
         return chunk_id
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep ingest and an exchange of the embedder out; a person is not made to wait for them."""
+        with ExitStack() as held:
+            try:
+                lock = self.index.settings.data_dir / "ingest.lock"
+                held.enter_context(owner_lock(lock, "Reading documents"))
+            except ConflictError:
+                raise ConflictError(
+                    "Documents are being read just now; nothing was saved.", "Save again in a moment."
+                ) from None
+            yield
+
+    def _embed(self, chunk: StoredChunk, text: str) -> Vectors:
+        if reason := self.index.embedders.mismatch():
+            raise ConflictError(reason, "Change the passage once that is mended.")
+        named = headline(self.store.title(chunk.document_id), chunk.heading)
+        vector: Vectors = self.embedder.encode([f"{named}\n{text}"])[0]
+        return vector
 
 
 def _checked(text: str, chunk: StoredChunk) -> str:

@@ -25,7 +25,7 @@ def document(parts: Resources) -> str:
     """The handbook, as it was read."""
     found = next(d.id for d in parts.documents.list() if d.name == "handbook.md")
     store = ChunkStore(parts.database)
-    editor = ChunkEditor(store, parts.assistant.retriever.embedder, parts.assistant.retriever.index)
+    editor = ChunkEditor(store, parts.assistant.retriever.vectors, parts.assistant.retriever.index)
     for chunk in store.all(found):
         editor.restore(chunk.id, "tests")
     with parts.database.write() as connection:

@@ -12,9 +12,10 @@ import pytest
 
 from core.catalog import BUILTIN
 from core.errors import ConflictError, DocumentError, NotFoundError
+from core.files import owner_lock
 from core.settings import PROJECT, Settings
 from rag.chunk_carry import carry
-from rag.chunk_edits import ChunkEditor, Chunks, ChunkStore, StoredChunk
+from rag.chunk_edits import Change, ChunkEditor, Chunks, ChunkStore, StoredChunk
 from rag.citations import resolve
 from rag.documents import Document
 from rag.ingest import Ingestor
@@ -42,7 +43,7 @@ def store(ingestor: Ingestor) -> ChunkStore:
 
 @pytest.fixture
 def editor(ingestor: Ingestor, store: ChunkStore) -> ChunkEditor:
-    return ChunkEditor(store, ingestor.embedder, ingestor.index)
+    return ChunkEditor(store, ingestor.vectors, ingestor.index)
 
 
 @pytest.fixture
@@ -195,13 +196,28 @@ def test_two_who_edit_at_once_do_not_overwrite_each_other(
 
     def meanwhile(texts: list[str]) -> object:
         monkeypatch.undo()
-        editor.edit(chunk.id, "Bob was quicker.", "bob")
-        return encode(texts)
+        vectors = encode(texts)
+        store.put(chunk, Change("Bob was quicker.", False, "bob", "edit"), vectors[0])
+        return vectors
 
     monkeypatch.setattr(editor.embedder, "encode", meanwhile)
     with pytest.raises(ConflictError, match="changed meanwhile"):
         editor.edit(chunk.id, "Ada was slower.", "ada")
     assert under(store.all(document.id), "Leaving").text == "Bob was quicker."
+
+
+def test_no_text_is_embedded_while_documents_are_read_or_the_embedder_is_exchanged(
+    document: Document, store: ChunkStore, editor: ChunkEditor, ingestor: Ingestor
+) -> None:
+    chunk = under(store.all(document.id), "Leaving")
+    with owner_lock(ingestor.lock, "Reading documents"):
+        with pytest.raises(ConflictError, match="being read just now"):
+            editor.edit(chunk.id, EDITED, "ada")
+        assert editor.switch(chunk.id, False, "ada") == chunk.id  # needs no vector
+    ingestor.passages.put_note(index_embedding="another")
+    with pytest.raises(ConflictError, match="once that is mended"):
+        editor.edit(chunk.id, EDITED, "ada")
+    assert store.get(chunk.id).text == chunk.text
 
 
 def test_edits_go_with_their_document(
@@ -310,7 +326,7 @@ def test_a_kill_leaves_the_old_chunk_or_the_new_one(
 import os, signal
 from core.settings import load_settings
 from rag import chunk_edits
-from rag.chunk_edits import ChunkEditor, ChunkStore
+from rag.chunk_edits import Change, ChunkEditor, ChunkStore
 from rag.ingest import open_ingestor
 from tests.rag.test_kill import HashedVectors
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
@@ -319,7 +335,8 @@ store = ChunkStore(ingestor.passages.database)
 if {where!r} == "before the commit": store.put = die
 if {where!r} == "inside the commit": chunk_edits.audit = die
 if {where!r} == "after the commit": ingestor.index.sync = die
-ChunkEditor(store, HashedVectors(), ingestor.index).edit({chunk.id}, {EDITED!r}, "ada")
+ingestor.vectors.plain = HashedVectors()
+ChunkEditor(store, ingestor.vectors, ingestor.index).edit({chunk.id}, {EDITED!r}, "ada")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False)
     assert done.returncode == -signal.SIGKILL
