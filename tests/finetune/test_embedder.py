@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from core.catalog import BUILTIN
 from core.db import Database
 from core.errors import Cancelled, NotFoundError, TrainingError
+from core.files import write_json
 from core.jobs import Jobs
 from core.settings import Settings, load_settings
 from core.types import Answer, Citation, Passage
@@ -136,20 +138,32 @@ def test_a_gold_set_that_was_measured_is_asked_too(house: Boathouse) -> None:
     (folder / bench.GOLD).unlink()
 
 
+def test_an_embedder_that_is_not_better_is_refused_and_its_weights_go(
+    house: Boathouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(settings: Settings, train: object, folder: Path, *_: object) -> None:
+        shutil.copytree(packaged().folder, folder, dirs_exist_ok=True)
+        card = {"id": folder.name, "sha256": packaged().sha256, "dimensions": 384, "triples": 9}
+        write_json(folder / "card.json", card | {"created_at": 1})
+
+    monkeypatch.setattr(embedder, "train_candidate", copied)
+    embedders = Embedders(house.settings, house.database)
+    refused = retrain(house.settings, house.database, tell)
+    assert not refused["passed"]
+    assert "needed to judge" in refused["reason"]  # a quarter of the questions, too few
+    assert embedders.in_service().id == EMBEDDING
+    assert embedders.cards()[0]["triples"] == 9
+    assert not (embedders.folder / refused["embedder"] / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_embedder_is_trained_judged_put_into_service_and_taken_back(
     house: Boathouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedders = Embedders(house.settings, house.database)
-    refused = retrain(house.settings, house.database, tell, steps=2)
-    assert not refused["passed"]  # two steps change next to nothing, and too few questions judge
-    assert "needed to judge" in refused["reason"]
-    assert embedders.in_service().id == EMBEDDING
-    assert embedders.cards()[0]["triples"] > 0
-    assert not (embedders.folder / refused["embedder"] / "model.safetensors").exists()
-
-    monkeypatch.setattr(
-        search_exam, "judge", lambda *_: search_exam.Verdict(True, "Better.", 30, 0.5, 0.6, 0.1)
-    )
+    better = search_exam.Verdict(True, "Better.", 30, 0.5, 0.6, 0.1)
+    monkeypatch.setattr(search_exam, "judge", lambda *_: better)
     said: list[str] = []
     passed = retrain(house.settings, house.database, lambda _, what: said.append(what), steps=2)
     assert embedders.in_service().id == passed["embedder"]
