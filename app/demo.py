@@ -128,7 +128,8 @@ def read_samples(resources: Resources) -> int:
 
     ingestor = open_ingestor(resources.settings)
     ingestor.add_samples()
-    ingestor.ingest([ROUNDS / "price-notice-2023.md"], lambda _: None)
+    # the worker may be looking whether anything is left to read
+    ingestor.ingest([ROUNDS / "price-notice-2023.md"], lambda _: None, wait=True)
     resources.assistant.warm()
     return len(resources.documents.list())
 

@@ -118,13 +118,15 @@ class Ingestor:
         self.index.sync()
         return drain.count
 
-    def ingest(self, paths: Sequence[Path], report: Report, origin: str = "folder") -> Summary:
+    def ingest(
+        self, paths: Sequence[Path], report: Report, origin: str = "folder", wait: bool = False
+    ) -> Summary:
         """Add and process files and folders (recursively); one report line per file.
 
-        Raises ConflictError when another process is ingesting.
+        Raises ConflictError when another process is ingesting, unless it is to `wait` for it.
         """
         summary = Summary()
-        with owner_lock(self.lock, "Reading documents"), Reader(self.settings) as reader:
+        with owner_lock(self.lock, "Reading documents", wait=wait), Reader(self.settings) as reader:
             self.index.sync()
             for path in _files(paths):
                 self._one(path, origin, (reader, summary, report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,3 +16,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("site")) as started:
         add_documents(started, {"handbook.md": HANDBOOK, "prices.md": PRICES})
         yield started
+
+
+@pytest.fixture(autouse=True)
+def own_main_module() -> Iterator[None]:
+    """Streamlit's AppTest leaves its script as `__main__`, which a spawned process would then run."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before
