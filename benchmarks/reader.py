@@ -58,8 +58,7 @@ class Check:
         likely = answers()
         if not self.model.second_look or result.scores["refused"] or likely is None:
             return self.model.second_look and bool(result.scores["refused"])
-        resolved = resolve_reply(result.reply, case.passages)
-        return doubtful(case.question, case.passages, resolved, likely)
+        return doubtful(case.question, case.passages, likely)
 
 
 def measure(options: argparse.Namespace) -> list[Row]:

@@ -24,7 +24,7 @@ from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.access import NOBODY, OPERATOR
-from rag.citations import Likelihood, Resolved, quotes, resolve, so_far, support
+from rag.citations import Likelihood, Resolved, line_of, quotes, resolve, so_far, support
 from rag.copies import mended
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
@@ -33,6 +33,7 @@ from rag.smalltalk import small_talk
 from rag.sources import web_addresses
 
 POLL_SECONDS = 0.05
+DOUBT = 0.1  # likelihood of the best line below which a small model's answer is not believed (docs/log.md)
 
 
 class Interrupted(EngineUnavailable):
@@ -202,7 +203,7 @@ class Assistant:
         elif (
             resolved.text
             and support(turn.raw, passages) >= self.settings.support_threshold
-            and not self._doubtful(turn, resolved)
+            and not self._doubtful(turn)
         ):
             if self.model.cite_first:
                 resolved = resolve(mended(turn.raw, passages), passages)
@@ -213,15 +214,15 @@ class Assistant:
             return self._answer(turn, quoted, "quotes", False)
         return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", resolved.refused)
 
-    def _doubtful(self, turn: _Turn, resolved: Resolved) -> bool:
-        """Whether a small model's answer is not to be believed (see `doubtful`).
+    def _doubtful(self, turn: _Turn) -> bool:
+        """Whether a small model answered from lines of which none seems to answer.
 
         An adapter is believed: its users taught it what the cross-encoder cannot know.
         """
         answers = self.retriever.answers
         if answers is None or not self.model.second_look or (turn.reply and turn.reply.adapter):
             return False
-        return doubtful(turn.searched, turn.prompt.passages, resolved, answers)
+        return doubtful(turn.searched, turn.prompt.passages, answers)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
         resolved = resolve(turn.raw, turn.prompt.passages)
@@ -265,14 +266,14 @@ class Assistant:
         )
 
 
-def doubtful(question: str, passages: Sequence[Passage], resolved: Resolved, answers: Likelihood) -> bool:
-    """Whether a reply does not cite the unit that would be quoted without a model, or none would be.
+def doubtful(question: str, passages: Sequence[Passage], answers: Likelihood) -> bool:
+    """Whether no line of a prompt seems to answer the question.
 
-    The cross-encoder alone is the better judge than a model of a few million parameters, so one whose users
-    have not taught it yet is believed where the two agree: then it is never worse than quoting (docs/log.md).
+    Believing a small model only where it cites the likeliest line would make it as good as quoting, but then
+    its users vote on quotes and teach it less (docs/log.md, 28 November).
     """
-    best = quotes(question, passages, most=1, answers=answers)
-    return best is None or best.units[0] not in resolved.units
+    lines = [line_of(passage, unit) for passage in passages for unit in passage.units]
+    return max(answers(question, lines), default=0.0) < DOUBT
 
 
 def _searched(question: str, history: Sequence[Message]) -> str:
