@@ -331,7 +331,11 @@ class DocumentStore:
             _remove(connection, document_id)
             bump_version(connection)
             audit(connection, actor, "document.delete", f"{document_id} {document.name}")
-            inside(self.folder, document_id).unlink(missing_ok=True)
+        # only now: killed before the commit, the row would stand without its bytes
+        with self.database.write() as connection:
+            again = connection.execute("SELECT 1 FROM documents WHERE id = ?", (document_id,)).fetchone()
+            if again is None:  # else the same bytes came back meanwhile
+                inside(self.folder, document_id).unlink(missing_ok=True)
 
     def sweep(self) -> int:
         """Remove stored bytes that no row names (a process died while adding); returns how many."""
