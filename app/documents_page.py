@@ -128,7 +128,7 @@ def show_list(parts: Resources, documents: list[Document], *, counted: bool) -> 
 def row(parts: Resources, document: Document) -> None:
     """One document with its state and its actions."""
     with st.container(border=True, key=f"document-{document.id}"):
-        left, right = st.columns([5, 2], vertical_alignment="center")
+        left, right = st.columns([2, 1], vertical_alignment="center")
         with left:
             st.markdown(f"**{safe_markdown(document.name)}**")
             label, icon, color = BADGES[document.status]
