@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import signal
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +18,15 @@ from typing import Any
 
 from core.catalog import resolve
 from core.db import Database, new_id
-from core.errors import Cancelled, ConflictError, NotFoundError, TrainingError, UnderstudyError, run_main
+from core.errors import NotFoundError, TrainingError, run_main
 from core.files import owner_lock, write_json
-from core.jobs import Jobs
+from core.jobs import Job
 from core.settings import Settings, load_settings, quiet_environment
 from evaluation.exam import citer, golden
 from evaluation.search_exam import Embedders, Verdict, headed, packaged, reindex, try_out
 from feedback.triples import FEWEST, Lesson, lessons
 from finetune.embedder_train import WEIGHTS
+from finetune.orders import under_worker
 from finetune.telling import Heartbeat, Terminal
 from finetune.training import run_training
 
@@ -144,25 +144,11 @@ def roll_back(settings: Settings, database: Database, tell: Tell) -> str:
 
 
 def _run_job(settings: Settings, database: Database, job_id: str, token: int) -> int:
-    jobs = Jobs(database)
-    job = jobs.get(job_id)
-    if job.token != token or job.status != "running":
-        raise ConflictError(f"Job {job_id} was taken over by another worker.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, training process included
-    heartbeat = Heartbeat(jobs, job)
-    try:
+    def work(job: Job, heartbeat: Heartbeat) -> tuple[str, dict[str, Any]]:
         result = retrain(settings, database, heartbeat, job.payload.get("steps"))
-    except KeyboardInterrupt:
-        return 130  # the worker settles the job
-    except UnderstudyError as error:
-        heartbeat.close()
-        if not heartbeat.lost:
-            status = "cancelled" if isinstance(error, Cancelled) else "failed"
-            jobs.finish(job, status, str(error), job.result)
-        return 1
-    heartbeat.close()
-    jobs.finish(job, "done", sentence(result), result)
-    return 0
+        return sentence(result), result
+
+    return under_worker(database, job_id, token, work)
 
 
 def status(settings: Settings, database: Database) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from core.db import Database
 from core.errors import Cancelled, ConflictError, UnderstudyError
 from core.files import owner_lock
-from core.jobs import Jobs
+from core.jobs import Job, Jobs
 from core.runs import Run, Runs
 from core.settings import METHODS, Settings
 from finetune.telling import Heartbeat
@@ -38,20 +38,38 @@ def run_here(settings: Settings, database: Database, go: Go, options: dict[str, 
 
 
 def run_job(settings: Settings, database: Database, go: Go, job_id: str, token: int) -> int:
-    """A run under the worker: the job's row gets progress, result and error. Returns an exit code."""
+    """A run under the worker (see `under_worker`)."""
+
+    def work(job: Job, heartbeat: Heartbeat) -> tuple[str, dict[str, Any]]:
+        methods = [method for method in job.payload.get("methods", settings.method_list) if method in METHODS]
+        four_bit = bool(job.payload.get("four_bit", settings.four_bit))
+        options = {"methods": methods, "four_bit": four_bit, "job": job.id}
+        run = run_here(settings, database, go, options, heartbeat)
+        return outcome(run), {"run": run.id, "status": run.status, "adapter": run.adapter_id}
+
+    return under_worker(database, job_id, token, work)
+
+
+def under_worker(
+    database: Database,
+    job_id: str,
+    token: int,
+    work: Callable[[Job, Heartbeat], tuple[str, dict[str, Any]]],
+) -> int:
+    """Do the work of a job: its row gets progress, and message and result or the error.
+
+    `work` returns message and result. Returns an exit code; raises ConflictError when the job is another's.
+    """
     jobs = Jobs(database)
     job = jobs.get(job_id)
     if job.token != token or job.status != "running":
         raise ConflictError(f"Job {job_id} was taken over by another worker.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, training process included
     heartbeat = Heartbeat(jobs, job)
-    methods = [method for method in job.payload.get("methods", settings.method_list) if method in METHODS]
-    four_bit = bool(job.payload.get("four_bit", settings.four_bit))
-    options = {"methods": methods, "four_bit": four_bit, "job": job.id}
     try:
-        run = run_here(settings, database, go, options, heartbeat)
+        message, result = work(job, heartbeat)
     except KeyboardInterrupt:
-        return 130  # the worker settles the job: cancelled, or given back and then this run goes on
+        return 130  # the worker settles the job: cancelled, or given back and then it goes on
     except UnderstudyError as error:
         heartbeat.close()
         if not heartbeat.lost:
@@ -59,8 +77,7 @@ def run_job(settings: Settings, database: Database, go: Go, job_id: str, token: 
             jobs.finish(job, status, str(error), job.result)
         return 1
     heartbeat.close()
-    result = {"run": run.id, "status": run.status, "adapter": run.adapter_id}
-    jobs.finish(job, "done", outcome(run), result)
+    jobs.finish(job, "done", message, result)
     return 0
 
 

@@ -97,7 +97,7 @@ class PassageStore:
     def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
         """The stored vectors of those of `ids` that `source`, ours, holds."""
         found: dict[int, bytes] = {}
-        for step in _steps(ids):
+        for step in steps(ids):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
@@ -109,7 +109,7 @@ class PassageStore:
     def get(self, ids: Iterable[int], viewer: str = NOBODY) -> dict[int, Passage]:
         """Those of `ids` that the viewer may find, as passages; `document` is the document's title."""
         found: dict[int, Passage] = {}
-        for step in _steps(list(ids)):
+        for step in steps(list(ids)):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
@@ -139,5 +139,6 @@ def _matrix(stored: Iterable[bytes]) -> Vectors:
     return flat.reshape(-1, DIMENSIONS).astype(np.float32)
 
 
-def _steps(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+def steps(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    """The ids in pieces that a query's variables hold."""
     return (ids[at : at + _STEP] for at in range(0, len(ids), _STEP))

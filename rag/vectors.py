@@ -12,9 +12,7 @@ from typing import Any
 from core.db import Database
 from core.types import Passage
 from rag.embed import Vectors
-from rag.passages import PassageStore
-
-_STEP = 500
+from rag.passages import PassageStore, steps
 
 
 class StagedVectors(PassageStore):
@@ -75,8 +73,7 @@ class StagedVectors(PassageStore):
 
     def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
-        for at in range(0, len(ids), _STEP):
-            step = list(ids[at : at + _STEP])
+        for step in steps(ids):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(

@@ -17,7 +17,7 @@ from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
 from rag.urls import parse_url
-from tests.rag.webs import Web, serving
+from tests.rag.webs import Web, page, serving
 
 HANDBOOK = b"""# Staff guide
 
@@ -103,3 +103,32 @@ def run(web: Web, database: Database, settings: Settings, reader: Reader, tmp_pa
         )
 
     return go
+
+
+@pytest.fixture
+def shop(web: Web) -> Web:
+    """A site of four pages below /docs/, and one beside it."""
+    web.table = {
+        "/docs/": page(
+            "Start", "Welcome to the shop.", "apples", "boats.html", "/outside", "http://x.example/"
+        ),
+        "/docs/apples": page("Apples", "Apples are red.", "deep/cats", "apples#top", "apples?utm_source=x"),
+        "/docs/boats.html": page("Boats / Ships", "Boats are blue.", "missing", "photo.jpg"),
+        "/docs/deep/cats": page("Cats", "Cats are grey.", "/docs/"),
+        "/outside": page("Outside", "Not below the folder."),
+    }
+    return web
+
+
+@pytest.fixture
+def store(database: Database, settings: Settings) -> DocumentStore:
+    return DocumentStore(database, settings)
+
+
+def titles(store: DocumentStore) -> set[str]:
+    return {document.title for document in store.list()}
+
+
+def counts(result: Crawled) -> tuple[int, int, int, int]:
+    changes = result.changes
+    return len(changes.added), changes.unchanged, changes.removed, len(changes.refused)

@@ -7,46 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from core.db import Database
 from core.errors import Cancelled, DocumentError, NotFoundError
-from core.settings import Settings
-from rag.crawl import Crawled, Limits
+from rag.crawl import Limits
 from rag.documents import DocumentStore
 from rag.reader import Reader
 from rag.site_documents import forget_site
 from rag.sources import Site, sites, web_address
 from rag.web import UnreachableError
-from tests.rag.conftest import Crawl
+from tests.rag.conftest import Crawl, counts, titles
 from tests.rag.webs import Reply, Web, page
-
-
-@pytest.fixture
-def shop(web: Web) -> Web:
-    """A site of four pages below /docs/, and one beside it."""
-    web.table = {
-        "/docs/": page(
-            "Start", "Welcome to the shop.", "apples", "boats.html", "/outside", "http://x.example/"
-        ),
-        "/docs/apples": page("Apples", "Apples are red.", "deep/cats", "apples#top", "apples?utm_source=x"),
-        "/docs/boats.html": page("Boats / Ships", "Boats are blue.", "missing", "photo.jpg"),
-        "/docs/deep/cats": page("Cats", "Cats are grey.", "/docs/"),
-        "/outside": page("Outside", "Not below the folder."),
-    }
-    return web
-
-
-@pytest.fixture
-def store(database: Database, settings: Settings) -> DocumentStore:
-    return DocumentStore(database, settings)
-
-
-def titles(store: DocumentStore) -> set[str]:
-    return {document.title for document in store.list()}
-
-
-def counts(result: Crawled) -> tuple[int, int, int, int]:
-    changes = result.changes
-    return len(changes.added), changes.unchanged, changes.removed, len(changes.refused)
 
 
 def test_pages_of_the_site_become_documents(shop: Web, store: DocumentStore, run: Crawl) -> None:
