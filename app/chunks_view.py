@@ -32,7 +32,7 @@ def open_chunks(parts: Resources, document: Document) -> None:
 def dialog(parts: Resources, document: Document) -> None:
     """Some of the passages, with what can be done to them."""
     st.markdown(f"**{safe_markdown(document.name)}**")
-    chunks = ChunkStore(parts.database).all(document.id)
+    chunks = ChunkStore(parts.database).all(document.id, USER)
     if not chunks:
         st.info("This document has no passages (any more).")
         return

@@ -52,7 +52,8 @@ def _dialog(parts: Resources, citation: Citation) -> None:
 def page_picture(parts: Resources, citation: Citation) -> bytes | None:
     """The page of a PDF with the cited words marked, as PNG; what is wrong with it is said."""
     with st.spinner("Drawing the page"):
-        view = parts.pages.view(citation.document_id, citation.page, citation.start, citation.end)
+        place = (citation.document_id, citation.page, citation.start, citation.end)
+        view = parts.pages.view(*place, viewer=USER)
     if view is not None and view.note:
         st.caption(f":material/info: {safe_markdown(view.note)}")
     return view.png or None if view is not None else None

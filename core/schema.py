@@ -221,4 +221,23 @@ MIGRATIONS: tuple[str, ...] = (
         WHERE (visibility != 'everybody' OR approval != 'approved');
     INSERT INTO document_access SELECT id, 'local', 'everybody', 'approved' FROM documents;
     """,
+    """
+    CREATE TABLE account_groups (            -- of accounts; the operator keeps them
+        name TEXT PRIMARY KEY,
+        created_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE group_members (
+        account TEXT NOT NULL,
+        group_name TEXT NOT NULL REFERENCES account_groups(name) ON DELETE CASCADE,
+        PRIMARY KEY (account, group_name)
+    ) WITHOUT ROWID;
+    CREATE INDEX group_members_group ON group_members(group_name);
+    CREATE TABLE document_groups (           -- who beside its owner may find what has visibility 'owner'
+        document_id TEXT NOT NULL,
+        group_name TEXT NOT NULL REFERENCES account_groups(name) ON DELETE CASCADE,
+        PRIMARY KEY (document_id, group_name)
+    ) WITHOUT ROWID;
+    CREATE INDEX document_groups_group ON document_groups(group_name);
+    ALTER TABLE intake ADD COLUMN group_names TEXT NOT NULL DEFAULT '[]';  -- JSON: with visibility 'owner'
+    """,
 )

@@ -1,4 +1,4 @@
-"""Decisions on documents: approve, reject, give to everybody or keep for the owner; each one is audited.
+"""Decisions on documents: approve, reject, and who may find it; each one is audited.
 
 The index holds what everybody may find, so after a decision it is brought up to date by the next ingest job.
 Until then the words find the document, and what was taken back is found by nobody: queries ask the rows.
@@ -6,9 +6,13 @@ Until then the words find the document, and what was taken back is found by nobo
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+
 from core.db import Database, audit
 from core.errors import ConflictError, NotFoundError
-from rag.access import OPERATOR, VISIBILITIES
+from rag.access import OFFERED, OPERATOR, VISIBILITIES
+from rag.groups import give
 from rag.passages import bump_version
 
 
@@ -19,7 +23,7 @@ class Approval:
         self.database = database
 
     def approve(self, document_id: str, reviewer: str) -> None:
-        """Let everybody find a document that its owner wants to give them (raises as `_decide`)."""
+        """Let those find a document to whom its owner wants to give it (raises as `_decide`)."""
         self._decide(document_id, "approved", reviewer)
 
     def reject(self, document_id: str, reviewer: str) -> None:
@@ -32,8 +36,8 @@ class Approval:
             raise ConflictError("Only a reviewer decides about documents.", "Ask the operator.")
         with self.database.write() as connection:
             changed = connection.execute(
-                "UPDATE document_access SET approval = ? WHERE document_id = ?"
-                " AND visibility = 'everybody' AND approval != ?",
+                "UPDATE document_access AS access SET approval = ? WHERE document_id = ?"
+                f" AND {OFFERED} AND approval != ?",
                 (approval, document_id, approval),
             ).rowcount
             if changed:
@@ -42,20 +46,26 @@ class Approval:
         if not changed:
             raise NotFoundError("That document waits for no decision (any more).", "Look at the list.")
 
-    def show_to(self, document_id: str, visibility: str, actor: str) -> None:
+    def show_to(self, document_id: str, visibility: str, actor: str, groups: Collection[str] = ()) -> None:
         """Let its owner choose who may find it; what others see of it still needs its approval.
 
-        Raises NotFoundError when it is not the actor's own.
+        With visibility `owner` also the members of `groups` find it. Raises NotFoundError when it is not the
+        actor's own, or a group is gone or, unless the operator asks, not one of the actor's.
         """
         if visibility not in VISIBILITIES:
             raise ConflictError(f"{visibility!r} is no visibility.", f"Choose of {', '.join(VISIBILITIES)}.")
+        if groups and visibility != "owner":
+            raise ConflictError("Everybody includes every group.", "Choose one of the two.")
         with self.database.write() as connection:
             changed = connection.execute(
                 "UPDATE document_access SET visibility = ? WHERE document_id = ? AND owner = ?",
                 (visibility, document_id, actor),
             ).rowcount
             if changed:
+                if give(connection, document_id, actor, groups) < len(set(groups)):
+                    raise NotFoundError("There is no such group of yours (any more).", "Look at the groups.")
                 bump_version(connection)
-                audit(connection, actor, f"document.{visibility}", document_id)
+                shown = f"{document_id} {json.dumps(sorted(groups))}" if groups else document_id
+                audit(connection, actor, f"document.{visibility}", shown)
         if not changed:
             raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")

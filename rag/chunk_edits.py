@@ -16,6 +16,7 @@ from typing import Any
 from core.db import Database, audit, now_ms
 from core.errors import ConflictError, DocumentError, NotFoundError
 from core.files import owner_lock
+from rag.access import OPERATOR, READABLE
 from rag.chunks import ESTIMATE, units
 from rag.documents import headline
 from rag.embed import Vectors
@@ -72,10 +73,11 @@ class ChunkStore:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def all(self, document_id: str) -> Chunks:
-        """Every chunk of a document, in order."""
+    def all(self, document_id: str, viewer: str = OPERATOR) -> Chunks:
+        """Every chunk of a document, in order; none of one that the viewer may not read."""
+        readable = f"SELECT document_id FROM document_access AS access WHERE {READABLE} AND document_id = ?2"
         with self.database.read() as connection:
-            return select(connection, "document_id = ? ORDER BY ordinal", document_id)
+            return select(connection, f"document_id IN ({readable}) ORDER BY ordinal", viewer, document_id)
 
     def get(self, chunk_id: int) -> StoredChunk:
         """The chunk with this id (raises NotFoundError when it was changed or its document is gone)."""

@@ -21,20 +21,22 @@ from core.db import Database, audit, now_ms
 from core.errors import DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
-from rag.access import EVERYBODY, FINDABLE, NOBODY, OPERATOR, READABLE, Access
+from rag.access import EVERYBODY, FINDABLE, NOBODY, OFFERED, OPERATOR, READABLE, Access
 from rag.chunks import chunk
 from rag.embed import Vectors
 from rag.filetypes import kind_of
+from rag.groups import give
 from rag.passages import bump_version
 from rag.reader import Reader
 from rag.words import one_line
 
-_COLUMNS = """id, name, kind, bytes, origin, status, error, created_at, updated_at,
+_COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated_at,
     substr(text, 1, instr(text || char(10), char(10)) - 1) AS title,
     (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
+    (SELECT json_group_array(group_name) FROM document_groups WHERE document_id = documents.id) AS groups,
     COALESCE((SELECT other.name FROM documents AS other JOIN document_access AS theirs
-        ON theirs.document_id = other.id AND (theirs.owner = access.owner
-        OR theirs.visibility = 'everybody' AND theirs.approval = 'approved')
+        ON theirs.document_id = other.id AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
+        OR theirs.owner = access.owner AND NOT {OFFERED})
         WHERE other.text_hash = documents.text_hash
         AND other.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
         ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as, owner, visibility, approval"""
@@ -74,11 +76,12 @@ class Document:
     owner: str = OPERATOR
     visibility: str = "everybody"
     approval: str = "approved"
+    groups: str = "[]"  # JSON
 
     @property
     def access(self) -> Access:
         """Whose it is and who may find it."""
-        return Access(self.owner, self.visibility, self.approval)
+        return Access(self.owner, self.visibility, self.approval, tuple(json.loads(self.groups)))
 
 
 Documents = list[Document]
@@ -139,6 +142,7 @@ class DocumentStore:
                 "INSERT OR REPLACE INTO document_access VALUES (?,?,?,?)",
                 (document_id, access.owner, access.visibility, access.approval),
             )
+            give(connection, document_id, access.owner, access.groups)
             connection.executemany(
                 'INSERT INTO chunks (document_id, ordinal, heading, page, start, "end", text, vector)'
                 " VALUES (?,?,?,?,?,?,?,x'')",
@@ -379,6 +383,7 @@ def _remove(connection: Any, document_id: str) -> None:
         "DELETE FROM chunks_fts WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
     )
     connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
+    connection.execute("DELETE FROM document_groups WHERE document_id = ?", (document_id,))
     connection.execute(  # what not everybody might find stays hidden: answers of the past quote it
         "DELETE FROM document_access WHERE document_id = ? AND visibility = 'everybody'"
         " AND approval = 'approved'",

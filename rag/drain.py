@@ -60,7 +60,7 @@ class Drain:
         if entry.root:
             read_queued(self.documents, self.work, entry, self.reader)
             return
-        access = new_access(self.documents.settings, entry.owner, entry.visibility)
+        access = new_access(self.documents.settings, entry.owner, entry.visibility, entry.group_names)
         taken = list(
             take(self.documents, entry.name, self.queue.data(entry), entry.origin, self.reader, access)
         )

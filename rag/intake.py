@@ -66,7 +66,12 @@ def _take_members(
 
 
 def kept_access(store: DocumentStore, before: Iterable[str]) -> Access:
-    """Who may find a file's new version: whoever kept one of the documents it was for himself keeps it."""
+    """Who may find a file's new version: who keeps one of the documents it was from others keeps it.
+
+    Of several that were kept, such as those of an archive, it is given to the groups that all were given to.
+    """
     documents = [store.find(document_id) for document_id in before]
-    kept = any(document is not None and document.visibility == "owner" for document in documents)
-    return Access(visibility="owner") if kept else EVERYBODY
+    kept = [set(one.access.groups) for one in documents if one is not None and one.visibility == "owner"]
+    if not kept:
+        return EVERYBODY
+    return Access(visibility="owner", groups=tuple(sorted(set.intersection(*kept))))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from core.errors import DocumentError
+from rag.access import NOBODY
 from rag.documents import DocumentStore
 from rag.page_image import Place
 from rag.page_words import CONTEXT
@@ -37,13 +38,15 @@ class PageViewer:
         self._lock = threading.Lock()
         self._drawing = threading.Semaphore(AT_ONCE)
 
-    def view(self, document_id: str, page: int | None, start: int, end: int) -> PageView | None:
+    def view(
+        self, document_id: str, page: int | None, start: int, end: int, viewer: str = NOBODY
+    ) -> PageView | None:
         """The page with the stored text from `start` to `end` marked; None where there are no pages.
 
-        Raises NotFoundError when the document is gone.
+        Raises NotFoundError when there is no such document that the viewer may read.
         """
-        document = self._documents.get(document_id)
-        if document.kind != "pdf" or page is None:
+        text = self._documents.text(document_id, viewer)  # asked at every look: pictures are kept for all
+        if self._documents.get(document_id).kind != "pdf" or page is None:
             return None
         key = (document_id, page, start, end)
         with self._lock:
@@ -51,18 +54,16 @@ class PageViewer:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         with self._drawing:
-            view = self._draw(*key)
+            view = self._draw(document_id, viewer, _place(text, page, start, end))
         with self._lock:
             self._kept[key] = view
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return view
 
-    def _draw(self, document_id: str, page: int, start: int, end: int) -> PageView:
-        text = self._documents.text(document_id)
-        place = Place(page, text[start:end], text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT])
+    def _draw(self, document_id: str, viewer: str, place: Place) -> PageView:
         try:
-            data = self._documents.original(document_id)
+            data = self._documents.original(document_id, viewer)
         except OSError:
             return NO_ORIGINAL
         try:
@@ -71,3 +72,7 @@ class PageViewer:
         except DocumentError as error:
             return PageView(b"", f"The page cannot be shown. {error.message}")
         return PageView(png, "" if marks else NOT_FOUND)
+
+
+def _place(text: str, page: int, start: int, end: int) -> Place:
+    return Place(page, text[start:end], text[max(0, start - CONTEXT) : start], text[end : end + CONTEXT])

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.db import Database
 from core.types import Passage
-from rag.access import FINDABLE, NOBODY, SHARED, UNSHARED
+from rag.access import FINDABLE, NOBODY, OWN, SHARED
 from rag.embed import DIMENSIONS, Vectors
 
 _VERSION = "chunks_version"
@@ -74,12 +74,10 @@ class PassageStore:
             return {int(row["id"]) for row in rows}
 
     def own_vectors(self, viewer: str) -> tuple[list[int], Vectors]:
-        """Ids and vectors of the viewer's ready chunks that the index does not hold, in order."""
+        """Ids and vectors of ready chunks the viewer may find that the index does not hold, in order."""
         with self.database.read() as connection:
             rows = connection.execute(
-                f"SELECT chunks.id AS id {_ALL} AND {UNSHARED} AND access.owner = ?"
-                " AND access.approval != 'rejected' ORDER BY chunks.id",
-                (viewer,),
+                f"SELECT chunks.id AS id {_ALL} AND {OWN} ORDER BY chunks.id", (viewer, viewer)
             ).fetchall()
         return self.ready_vectors([int(row["id"]) for row in rows], viewer)
 

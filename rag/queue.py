@@ -52,6 +52,7 @@ class Entry:
     created_at: int
     updated_at: int
     visibility: str  # of its documents, see `rag.access`
+    group_names: tuple[str, ...] = ()  # to which they are given
 
     @property
     def active(self) -> bool:
@@ -71,7 +72,14 @@ class Queue:
         self.settings = settings
         self.folder = settings.data_dir / "queue"
 
-    def put(self, name: str, data: bytes, owner: str = OPERATOR, visibility: str = "everybody") -> Entry:
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        owner: str = OPERATOR,
+        visibility: str = "everybody",
+        groups: Sequence[str] = (),
+    ) -> Entry:
         """Queue an upload; bytes that the same user has in the queue already are not queued twice.
 
         Raises DocumentError when it is empty or too large, or when too many files of this user wait.
@@ -79,7 +87,8 @@ class Queue:
         self.documents.check_size(len(data))
         new_access(self.settings, owner, visibility)
         digest = hashlib.sha256(data).hexdigest()
-        known = self._same(owner, digest, visibility)
+        given = json.dumps(sorted(groups))
+        known = self._same(owner, digest, visibility, given)
         if known is not None and known.active:
             return known
         require_space(self.folder, 2 * len(data) + (1 << 20))
@@ -93,7 +102,7 @@ class Queue:
                 if known is None:
                     inside(self.folder, entry_id).unlink()
                 raise
-            row = (display_name(name), len(data), digest, "upload", "", "", owner, visibility)
+            row = (display_name(name), len(data), digest, "upload", "", "", owner, visibility, given)
             _insert(connection, entry_id, row)
         return self.get(entry_id)
 
@@ -115,15 +124,17 @@ class Queue:
                     "SELECT id FROM intake WHERE owner = ? AND hash = '' AND root = ? AND path = ?",
                     (OPERATOR, root, path),
                 ).fetchone()
-                row = (display_name(path), size, "", SYNCED, root, path, OPERATOR, "everybody")
+                row = (display_name(path), size, "", SYNCED, root, path, OPERATOR, "everybody", "[]")
                 _insert(connection, known["id"] if known else new_id(), row)
         wanted = {path for path, _ in files}
         return [entry for entry in self._rows("WHERE root = ? ORDER BY seq", root) if entry.path in wanted]
 
-    def _same(self, owner: str, digest: str, visibility: str) -> Entry | None:
-        """The user's row with these bytes, unless it is long done."""
-        condition = "WHERE owner = ? AND hash = ? AND visibility = ? AND status != 'ready' ORDER BY seq DESC"
-        return next(iter(self._rows(condition, owner, digest, visibility)), None)
+    def _same(self, *same: str) -> Entry | None:
+        """The row with this owner, hash, visibility and groups, unless it is long done."""
+        condition = (
+            "WHERE owner = ? AND hash = ? AND visibility = ? AND group_names = ? AND status != 'ready'"
+        )
+        return next(iter(self._rows(f"{condition} ORDER BY seq DESC", *same)), None)
 
     def _require_room(self, connection: Any, owner: str) -> None:
         waiting = connection.execute(
@@ -259,7 +270,7 @@ def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
     """Let an entry wait, again if it was there; what is being read already stays so."""
     connection.execute(
         "INSERT INTO intake (id, name, bytes, hash, origin, root, path, owner, visibility,"
-        " status, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,'waiting',?,?)"
+        " group_names, status, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,?,'waiting',?,?)"
         " ON CONFLICT(id) DO UPDATE SET status = 'waiting', error = '', next_step = '',"
         " documents = '[]', deaths = 0, bytes = excluded.bytes, created_at = excluded.created_at,"
         " updated_at = excluded.updated_at, seq = (SELECT MAX(seq) + 1 FROM intake)"
@@ -270,4 +281,5 @@ def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
 
 def entry_of(row: Any) -> Entry:
     """A row of the table as an entry."""
-    return Entry(**(dict(row) | {"documents": tuple(json.loads(row["documents"]))}))
+    lists = {name: tuple(json.loads(row[name])) for name in ("documents", "group_names")}
+    return Entry(**(dict(row) | lists))

@@ -147,7 +147,7 @@ class Retriever:
         return rerank.by_words(lexically)
 
     def _near(self, vector: Vectors, viewer: str) -> list[int]:
-        """The nearest chunks: of the index, which everybody shares, and of the viewer's own documents."""
+        """The nearest chunks: of the index, which everybody shares, and of what else the viewer may find."""
         pairs = self.index.query(vector, CANDIDATES)
         own, vectors = self.passages.own_vectors(viewer) if viewer else ([], vector)
         if own:  # compared one by one: what is not shared is little
