@@ -1,4 +1,4 @@
-"""Whose a document is and who may find it, on the Documents page: badges, and buttons to decide."""
+"""Whose a document is and who may find it, on the Documents page: badges, and controls to decide."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import streamlit as st
 from app.answer_view import short
 from app.queue_view import submit
 from app.resources import USER, Resources
+from app.spoken import icon_label
 from core.errors import ConflictError, NotFoundError
-from rag.access import OPERATOR
+from rag.access import EVERYBODY, OPERATOR, Access
 from rag.approval import Approval
 from rag.citations import safe_markdown
 from rag.documents import Document
+from rag.groups import Groups
 
-PRIVATE = "Answers use it on these pages and for `understudy ask`; users of the API do not find it."
+EVERYONE, ALONE, GROUPS = "Everybody", "Only you", "Groups"
+PRIVATE = (
+    "What is only yours is used on these pages and by `understudy ask`; users of the API do not find it."
+    " What is given to groups their members find too."
+)
 APPROVALS = {
     "waiting": ("waits for approval", ":material/pending:", "orange"),
     "rejected": ("rejected", ":material/block:", "red"),
@@ -26,10 +32,13 @@ Act = Callable[[Approval, str], None]
 
 
 def access_badges(document: Document) -> None:
-    """What is out of the ordinary: private, not approved, or somebody else's."""
-    if document.visibility == "owner":
+    """What is out of the ordinary: not for everybody, not approved, or somebody else's."""
+    if document.access.groups:
+        names = short(", ".join(document.access.groups), 40)
+        st.badge(safe_markdown(names), icon=":material/group:", color="gray")
+    elif document.visibility == "owner":
         st.badge("only you", icon=":material/lock:", color="gray")
-    elif document.approval in APPROVALS:
+    if document.access.offered and document.approval in APPROVALS:
         label, icon, color = APPROVALS[document.approval]
         st.badge(label, icon=icon, color=color)  # type: ignore[arg-type]
     if document.owner != USER:
@@ -38,22 +47,73 @@ def access_badges(document: Document) -> None:
 
 def access_buttons(parts: Resources, document: Document) -> None:
     """Approve and reject what waits for a reviewer; choose who may find one's own."""
-    if document.visibility == "everybody" and USER == OPERATOR and document.owner != USER:
-        if document.approval != "approved":
-            _button(parts, document, "approve", ":material/check:", "Approve: everybody finds it", _approve)
-        if document.approval != "rejected":
-            _button(parts, document, "reject", ":material/block:", "Reject: nobody finds it", _reject)
-    elif document.owner == USER and document.visibility == "owner":
-        _button(parts, document, "share", ":material/lock:", "Only you find it; give it to everybody", _share)
-    elif document.owner == USER:
-        _button(
-            parts, document, "keep", ":material/lock_open:", "Everybody finds it; keep it for yourself", _keep
+    if document.owner == USER:
+        icon = (
+            "lock_open"
+            if document.visibility == "everybody"
+            else "group"
+            if document.access.groups
+            else "lock"
         )
+        label = icon_label(icon, f"Who may find it: {document.name}")
+        if st.button(label, key=f"who-{document.id}", help="Who may find it"):
+            choose(parts, document)
+    elif document.access.offered and USER == OPERATOR:
+        if document.approval != "approved":
+            _button(parts, document, "approve", "check", "Approve: those it is for find it", _approve)
+        if document.approval != "rejected":
+            _button(parts, document, "reject", "block", "Reject: nobody finds it", _reject)
+
+
+def who(parts: Resources, key: str, access: Access = EVERYBODY) -> tuple[str, tuple[str, ...]]:
+    """Ask who may find a document: its visibility and the groups that it is given to."""
+    names = [group.name for group in Groups(parts.database).all()]
+    options = [EVERYONE, ALONE, *([GROUPS] if names else [])]
+    now = EVERYONE if access.visibility == "everybody" else GROUPS if access.groups else ALONE
+    chosen = st.radio(
+        "Who may find it", options, index=options.index(now), key=f"{key}-who", horizontal=True, help=PRIVATE
+    )
+    if chosen == GROUPS:
+        kept = [name for name in access.groups if name in names]
+        st.multiselect("Groups", names, default=kept, key=f"{key}-groups")
+    return _chosen(key)
+
+
+def _chosen(key: str) -> tuple[str, tuple[str, ...]]:
+    chosen = st.session_state[f"{key}-who"]
+    groups = st.session_state.get(f"{key}-groups", ()) if chosen == GROUPS else ()
+    return ("everybody" if chosen == EVERYONE else "owner"), tuple(groups)
+
+
+@st.dialog("Who may find this document?", icon=":material/group:")
+def choose(parts: Resources, document: Document) -> None:
+    """Ask, then change it."""
+    st.markdown(f"**{safe_markdown(document.name)}**")
+    key = f"choose-{document.id}"
+    who(parts, key, document.access)
+    if st.button(
+        "Save",
+        key="choose_save",
+        type="primary",
+        icon=":material/save:",
+        on_click=_choose,
+        args=(parts, document.id, key),
+    ):
+        st.rerun()
+
+
+def _choose(parts: Resources, document_id: str, key: str) -> None:
+    visibility, groups = _chosen(key)
+    _do(parts, document_id, lambda approval, one: approval.show_to(one, visibility, USER, groups))
 
 
 def _button(parts: Resources, document: Document, name: str, icon: str, label: str, act: Act) -> None:
     st.button(
-        "", key=f"{name}-{document.id}", icon=icon, help=label, on_click=_do, args=(parts, document.id, act)
+        icon_label(icon, f"{label}: {document.name}"),
+        key=f"{name}-{document.id}",
+        help=label,
+        on_click=_do,
+        args=(parts, document.id, act),
     )
 
 
@@ -69,11 +129,3 @@ def _approve(approval: Approval, document_id: str) -> None:
 
 def _reject(approval: Approval, document_id: str) -> None:
     approval.reject(document_id, USER)
-
-
-def _share(approval: Approval, document_id: str) -> None:
-    approval.show_to(document_id, "everybody", USER)
-
-
-def _keep(approval: Approval, document_id: str) -> None:
-    approval.show_to(document_id, "owner", USER)

@@ -9,6 +9,7 @@ from functools import partial
 import streamlit as st
 
 from app.resources import USER, Resources, resources
+from app.spoken import spoken
 from core.adapters import Adapter, Promotion
 from core.errors import UnderstudyError
 from rag.citations import safe_markdown
@@ -71,7 +72,9 @@ def card(parts: Resources, adapter: Adapter, stage: Promotion | None) -> None:
             if judged := metrics(adapter):
                 st.caption(judged)
         if not current and adapter.verdict != "refused":
-            if right.button("Put on stage", key=f"promote-{adapter.id}", width="stretch"):
+            if right.button(
+                f"Put on stage{spoken(adapter.id)}", key=f"promote-{adapter.id}", width="stretch"
+            ):
                 promote(parts, adapter.id, stage.seq if stage else 0)
         elif adapter.verdict == "refused":
             right.caption("The gate refused it; its run's report says why.")

@@ -10,6 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app.lessons import fate
 from app.resources import USER, Resources
 from app.source_view import open_source
+from app.spoken import spoken
 from core.errors import UnderstudyError
 from core.types import Answer, Passage
 from feedback.records import Exchange
@@ -100,7 +101,9 @@ def vote(parts: Resources, exchange: Exchange) -> None:
         st.session_state[key] = 1 if known.value == 1 else 0
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.feedback("thumbs", key=key, on_change=save_vote, args=(parts, exchange.id, key))
-        with st.popover("Why this answer", icon=":material/info:", type="tertiary"):
+        with st.popover(
+            f"Why this answer{spoken(exchange.question)}", icon=":material/info:", type="tertiary"
+        ):
             why(exchange.answer)
     value = st.session_state.get(key)
     correction = parts.feedback.correction_of(exchange.id, USER)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from app.resources import USER, Resources
 from app.source_view import plain
+from app.spoken import spoken
 from core.errors import UnderstudyError
 from rag.chunk_edits import ChunkEditor, ChunkStore, StoredChunk
 from rag.citations import safe_markdown
@@ -94,13 +95,22 @@ def about(chunk: StoredChunk, cited: int) -> str:
 
 
 def _actions(parts: Resources, chunk: StoredChunk) -> None:
+    number = spoken(f" passage {chunk.ordinal + 1}")
+
     def button(label: str, icon: str, act: Callable[[ChunkEditor], object]) -> None:
         key = f"{label.split()[0].lower()}-{chunk.document_id}-{chunk.ordinal}"
-        st.button(label, key=key, icon=f":material/{icon}:", type="tertiary", on_click=_do, args=(parts, act))
+        st.button(
+            f"{label}{number}",
+            key=key,
+            icon=f":material/{icon}:",
+            type="tertiary",
+            on_click=_do,
+            args=(parts, act),
+        )
 
     with st.container(horizontal=True, gap="medium"):
         st.button(
-            "Edit",
+            f"Edit{number}",
             key=f"edit-{chunk.document_id}-{chunk.ordinal}",
             icon=":material/edit:",
             type="tertiary",

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "crawl": Command("rag.crawl_command", "add the pages of a web site to the documents"),
     "retrain": Command("finetune.retrain", "turn approved votes into an adapter and judge it"),
     "adapters": Command("app.adapters_command", "list the adapters, promote one, or roll back"),
+    "groups": Command("app.groups_command", "put accounts into groups, and give documents to a group"),
     "embedder": Command("finetune.embedder", "fine-tune the search on votes and judge it, or roll back"),
     "models": Command("core.catalog", "list the base models, or download one"),
     "index": Command("rag.index", "rebuild the search index from the database"),

@@ -8,12 +8,14 @@ from datetime import datetime
 
 import streamlit as st
 
-from app.access_view import PRIVATE, access_badges, access_buttons
+from app.access_view import access_badges, access_buttons, who
 from app.answer_view import short
 from app.chunks_view import open_chunks
+from app.groups_view import show_groups
 from app.queue_view import show_queue, submit
 from app.resources import USER, Resources, resources
 from app.source_view import plain
+from app.spoken import icon_label, spoken
 from app.web_form import show_address, web_pages
 from core.errors import NotFoundError, UnderstudyError
 from rag.access import new_access
@@ -39,6 +41,7 @@ def page() -> None:
     st.caption("Answers come from these documents and from nothing else.")
     upload(parts)
     web_pages(parts)
+    show_groups(parts)
     busy = show_queue(parts)
     show_list(parts, parts.documents.list(USER), counted=not busy)
 
@@ -52,12 +55,12 @@ def upload(parts: Resources) -> None:
         accept_multiple_files=True,
         key=f"upload-{round_}",
     )
-    private = st.checkbox("Only for me", help=PRIVATE) if files else False
+    visibility, groups = who(parts, f"upload-{round_}") if files else ("everybody", ())
     if files and st.button(
         f"Add {len(files)} file{'s' if len(files) > 1 else ''}", type="primary", icon=":material/add:"
     ):
         st.session_state["upload_outcomes"] = enqueue(
-            parts, ((file.name, file.getvalue()) for file in files), "owner" if private else "everybody"
+            parts, ((file.name, file.getvalue()) for file in files), visibility, groups
         )
         st.session_state["upload_round"] = round_ + 1
         st.rerun()
@@ -72,26 +75,33 @@ def upload(parts: Resources) -> None:
 
 
 def enqueue(
-    parts: Resources, files: Iterable[tuple[str, bytes]], visibility: str = "everybody"
+    parts: Resources,
+    files: Iterable[tuple[str, bytes]],
+    visibility: str = "everybody",
+    groups: tuple[str, ...] = (),
 ) -> list[tuple[bool, str]]:
     """Put the files into the queue; returns (accepted, sentence), one for all that fared alike."""
     fared: dict[tuple[bool, str], list[str]] = {}
     for name, data in files:
-        fared.setdefault(_put(parts, name, data, visibility), []).append(safe_markdown(short(name, 80)))
+        fared.setdefault(_put(parts, name, data, visibility, groups), []).append(
+            safe_markdown(short(name, 80))
+        )
     if parts.queue.active():
         submit(parts)
     return [(accepted, f"{_named(names)} {reason}") for (accepted, reason), names in fared.items()]
 
 
-def _put(parts: Resources, name: str, data: bytes, visibility: str) -> tuple[bool, str]:
-    access = new_access(parts.settings, USER, visibility)
+def _put(
+    parts: Resources, name: str, data: bytes, visibility: str, groups: tuple[str, ...]
+) -> tuple[bool, str]:
+    access = new_access(parts.settings, USER, visibility, groups)
     try:
         known = parts.documents.known(data, access)
         if known is not None and known.status == "ready":
             # reads nothing; a folder that loses it keeps it now
             parts.documents.add(name, data, "upload", access=access)
             return True, "in the collection already."
-        parts.queue.put(name, data, USER, visibility)
+        parts.queue.put(name, data, USER, visibility, groups)
     except UnderstudyError as error:
         return False, f"not added: {safe_markdown(str(error))}"
     return True, "added to the queue."
@@ -142,15 +152,21 @@ def row(parts: Resources, document: Document) -> None:
             if found := warnings(document.quality, document.same_as):
                 st.caption(f":material/report: {safe_markdown('; '.join(found))}")
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
-            if document.status == "failed" and st.button("Retry", key=f"retry-{document.id}"):
+            if document.status == "failed" and st.button(
+                f"Retry{spoken(document.name)}", key=f"retry-{document.id}"
+            ):
                 retry(parts, document)
             access_buttons(parts, document)
-            if st.button("", key=f"read-{document.id}", icon=":material/visibility:", help="Read the text"):
+            if _icon("read", "visibility", document, "Read the text"):
                 read(parts, document)
-            if st.button("", key=f"chunks-{document.id}", icon=":material/segment:", help="Passages"):
+            if _icon("chunks", "segment", document, "Passages"):
                 open_chunks(parts, document)
-            if st.button("", key=f"delete-{document.id}", icon=":material/delete:", help="Delete"):
+            if _icon("delete", "delete", document, "Delete"):
                 delete(parts, document)
+
+
+def _icon(name: str, icon: str, document: Document, what: str) -> bool:
+    return st.button(icon_label(icon, f"{what}: {document.name}"), key=f"{name}-{document.id}", help=what)
 
 
 def details(document: Document) -> str:

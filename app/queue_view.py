@@ -10,6 +10,7 @@ import streamlit as st
 
 from app.answer_view import short
 from app.resources import USER, Resources
+from app.spoken import icon_label
 from core.errors import ConflictError, NotFoundError
 from core.jobs import Job
 from rag.citations import safe_markdown
@@ -116,9 +117,9 @@ def _row(parts: Resources, entry: Entry, place: int) -> None:
                 st.caption(safe_markdown(f"{entry.error} {entry.next_step}".strip()))
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             if entry.active:
-                _button(parts, entry, "cancel", ":material/close:", _cancel)
+                _button(parts, entry, "cancel", "close", _cancel)
             elif entry.status != "ready":
-                _button(parts, entry, "again", ":material/refresh:", _retry)
+                _button(parts, entry, "again", "refresh", _retry)
 
 
 def _details(entry: Entry, place: int) -> str:
@@ -136,8 +137,9 @@ def _details(entry: Entry, place: int) -> str:
 def _button(
     parts: Resources, entry: Entry, name: str, icon: str, act: Callable[[Resources, str], None]
 ) -> None:
-    label = {"cancel": "Cancel", "again": "Try again"}[name]
-    st.button("", key=f"{name}-{entry.id}", icon=icon, help=label, on_click=act, args=(parts, entry.id))
+    what = {"cancel": "Cancel", "again": "Try again"}[name]
+    label = icon_label(icon, f"{what}: {entry.name}")
+    st.button(label, key=f"{name}-{entry.id}", help=what, on_click=act, args=(parts, entry.id))
 
 
 def _all(parts: Resources, counts: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ from app.answer_view import place, short
 from app.resources import USER, Resources, resources
 from app.run_view import history, live
 from app.source_view import marked
+from app.spoken import spoken
 from core.errors import UnderstudyError
 from core.jobs import Job
 from core.settings import METHODS, PROJECT, child_environment
@@ -112,13 +113,14 @@ def card(parts: Resources, pending: Pending) -> None:
             if not exchange.answer.passages:
                 st.caption("None.")
         with st.container(horizontal=True):
+            about = spoken(f": {correction.text}")
             decide = {"parts": parts, "correction_id": correction.id, "text": correction.text}
             st.button(
-                "Approve", key=f"approve-{correction.id}", type="primary", icon=":material/check:",
+                f"Approve{about}", key=f"approve-{correction.id}", type="primary", icon=":material/check:",
                 on_click=decided, kwargs={**decide, "approve": True},
             )  # fmt: skip
             st.button(
-                "Reject", key=f"reject-{correction.id}", icon=":material/close:",
+                f"Reject{about}", key=f"reject-{correction.id}", icon=":material/close:",
                 on_click=decided, kwargs={**decide, "approve": False},
             )  # fmt: skip
 

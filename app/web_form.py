@@ -8,6 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.resources import Resources
+from app.spoken import spoken
 from core.errors import UnderstudyError
 from core.jobs import Job
 from rag.citations import safe_markdown
@@ -103,14 +104,15 @@ def _row(parts: Resources, site: Site, *, busy: bool) -> None:
         again = {"url": site.address, "pages": pages, "depth": Limits().depth}
         with st.container(horizontal=True, gap="small"):
             _job_button(parts, "Fetch again", again, busy)
-            with st.popover("Remove", disabled=busy):
+            with st.popover(f"Remove{spoken(site.address)}", disabled=busy):
                 st.caption("Its documents are removed; answers stop using them.")
                 _job_button(parts, "Remove the documents", {"url": site.address, "forget": True}, busy)
 
 
 def _job_button(parts: Resources, label: str, payload: dict[str, object], busy: bool) -> None:
     key = f"{label}-{payload['url']}"
-    st.button(label, key=key, disabled=busy, on_click=_again, args=(parts, payload))
+    named = f"{label}{spoken(str(payload['url']))}"
+    st.button(named, key=key, disabled=busy, on_click=_again, args=(parts, payload))
 
 
 def _again(parts: Resources, payload: dict[str, object]) -> None:

@@ -30,7 +30,7 @@ OFFERED = (  # its owner wants to give it to others
     " OR EXISTS (SELECT 1 FROM document_groups WHERE document_id = access.document_id))"
 )
 _GIVEN = (  # to a group that the viewer `{}` is in
-    "(access.visibility = 'owner' AND access.approval = 'approved' AND EXISTS"
+    "(access.approval = 'approved' AND EXISTS"
     " (SELECT 1 FROM document_groups AS given JOIN group_members AS member"
     " ON member.account = {} AND member.group_name = given.group_name"
     " WHERE given.document_id = access.document_id))"
@@ -42,8 +42,8 @@ FINDABLE = (  # for answers; the inner SELECT gives the one ? a name
 READABLE = (  # for reading and reviewing: the operator also reads what others want to give away
     f"(access.owner = ?1 OR {SHARED} OR {_GIVEN.format('?1')} OR ?1 = '{OPERATOR}' AND {OFFERED})"
 )
-OWN = (  # what the viewer may find beside what everybody may
-    f"{UNSHARED} AND {FINDABLE} AND access.document_id IN (WITH viewer(name) AS (SELECT ?)"
+OWN = (  # all that the viewer could find beside what everybody may: few rows, to ask FINDABLE of
+    f"{UNSHARED} AND access.document_id IN (WITH viewer(name) AS (SELECT ?)"
     " SELECT mine.document_id FROM viewer JOIN document_access AS mine ON mine.owner = viewer.name"
     f" AND {UNSHARED.replace('access.', 'mine.')}"
     " UNION ALL SELECT given.document_id FROM viewer JOIN group_members AS member"
@@ -62,6 +62,11 @@ class Access:
     visibility: str = "everybody"
     approval: str = "approved"
     groups: tuple[str, ...] = ()
+
+    @property
+    def offered(self) -> bool:
+        """Whether its owner wants others to find it."""
+        return self.visibility == "everybody" or bool(self.groups)
 
     @property
     def shared(self) -> bool:

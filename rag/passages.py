@@ -77,7 +77,7 @@ class PassageStore:
         """Ids and vectors of ready chunks the viewer may find that the index does not hold, in order."""
         with self.database.read() as connection:
             rows = connection.execute(
-                f"SELECT chunks.id AS id {_ALL} AND {OWN} ORDER BY chunks.id", (viewer, viewer)
+                f"SELECT chunks.id AS id {_ALL} AND {OWN} ORDER BY chunks.id", (viewer,)
             ).fetchall()
         return self.ready_vectors([int(row["id"]) for row in rows], viewer)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from app.asking import Question, corrected_answer
 from app.resources import USER, Resources
 from core.errors import NotFoundError
 from rag.access import Access
 from rag.documents import Document
+from rag.groups import Groups
 from rag.ingest import Ingestor
 from tests.app.site import Site, ask, until
 from tests.app.test_pages import open_page, parts, shown
@@ -87,13 +89,49 @@ def test_the_operator_approves_and_rejects(
 def test_the_operator_keeps_a_document_for_himself(parts: Resources, running: Site) -> None:
     document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access())
     assert leaked(asked_over_api(running, "ben"))
-    at = open_page("documents")
-    next(e for e in at.button if e.key == f"keep-{document.id}").click()
-    at.run()
-    assert "only you" in shown(at)
+    assert "only you" in shown(choose(document, "Only you"))
     assert not leaked(asked_over_api(running, "ben"))
     assert httpx.get(f"{running.url}/health", trust_env=False).status_code == 200
-    next(e for e in at.button if e.key == f"share-{document.id}").click()
-    at.run()
+    choose(document, "Everybody")
     assert parts.documents.get(document.id).visibility == "everybody"
+    parts.documents.delete(document.id)
+
+
+def choose(document: Document, who: str, *groups: str) -> AppTest:
+    """Say on the Documents page who may find a document."""
+    at = open_page("documents")
+    at.button(key=f"who-{document.id}").click().run()
+    at.radio(key=f"choose-{document.id}-who").set_value(who)
+    if groups:  # AppTest redraws the whole page, which closes the dialog before it shows the groups
+        at.session_state[f"choose-{document.id}-groups"] = list(groups)
+    at.button(key="choose_save").click().run()
+    assert not at.exception
+    return at
+
+
+def test_a_group_finds_what_is_given_to_it(parts: Resources, running: Site) -> None:
+    """Made, filled, changed and removed on the page; each change counts at the next question."""
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access())
+    at = open_page("documents")
+    at.text_input(key="new_group_name").set_value("jam [team](http://x.example)")
+    next(button for button in at.button if button.label == "Make group").click().run()
+    [group] = Groups(parts.database).all()
+    members = f"members-{group.name}"
+    at.multiselect(key=members).set_value(["api:anna"]).run()
+    assert Groups(parts.database).all()[0].members == ("api:anna",)
+    assert "only you" not in shown(choose(document, "Groups", group.name))
+    assert parts.documents.get(document.id).access.groups == (group.name,)
+    assert leaked(asked_over_api(running, "anna"))
+    for user in ("", "ben", "local"):
+        assert not leaked(asked_over_api(running, user)), user
+    at = open_page("documents")
+    at.multiselect(key=members).set_value(["api:ben", "nobody"]).run()
+    assert "is no account" in shown(at)
+    assert Groups(parts.database).all()[0].members == ("api:anna",)
+    at.multiselect(key=members).set_value(["api:ben"]).run()
+    assert not leaked(asked_over_api(running, "anna"))
+    assert leaked(asked_over_api(running, "ben"))
+    at.button(key=f"ungroup-{group.name}").click().run()
+    assert "only you" in shown(open_page("documents"))
+    assert not leaked(asked_over_api(running, "ben"))
     parts.documents.delete(document.id)
