@@ -21,13 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import FILLER, Heard, Server, Workload, percentile
+from benchmarks.load import FILLER, Heard, Server, Workload
 from benchmarks.peers import available
 from benchmarks.shapes import QUANTS, SHAPES, Shape, random_adapter, random_gguf
 from benchmarks.table import Row, main
 from core.catalog import BUILTIN
 from core.gguf import check_gguf
 from core.settings import PROJECT, Settings, child_environment, engine_key, quiet_environment
+from evaluation.ranking import percentile
 
 SLOTS = 8
 SPARE_MB = 300

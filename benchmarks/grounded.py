@@ -9,7 +9,7 @@ Each file holds JSON lines, one question each:
      "evidence": "The notice period is 30 days.", "id": "q1", "kind": "policy"}      may be left out
 
 Only `question`, `passages` and `facts` must be there; a passage without an id is called by its place, from 1.
-Prompts, focus, support check and scoring are the product's (`evaluation.metrics.score`). A model that reads
+Prompts, focus, what is shown and scoring are the product's (`evaluation.metrics.score`). A model that reads
 whole passages gets them in the order of the file, as many as it reads.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.reader import Check, answers, embedder, mean, quoted_alone, whole_row
+from benchmarks.reader import answers, embedder, mean, quoted_alone, showing, shown_of, whole_row
 from benchmarks.table import Row, main
 from core.catalog import CatalogModel, resolve
 from core.errors import StorageError
@@ -31,7 +31,7 @@ from core.files import read_jsonl
 from core.settings import load_settings, quiet_environment
 from core.types import Passage
 from evaluation.cases import Case
-from evaluation.run import Result, evaluate
+from evaluation.run import Result, Show, evaluate
 from rag.focus import focus
 from rag.model import ModelClient, engine_client
 from rag.prompt import build, question_line
@@ -48,11 +48,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
-        check = Check(settings.support_threshold, model)
+        show = showing(settings, model)
         sets = {path: read_cases(path, model, limit) for path in options.files}
         with engine_client(settings) as client:
             for path, cases in sets.items():
-                rows += figures(path.stem, cases, client, check)
+                rows += figures(path.stem, cases, client, show)
     return rows
 
 
@@ -112,7 +112,7 @@ def _passage(part: Any, at: int, number: int) -> Passage:
     return Passage(at, name, title, str(given.get("heading") or ""), None, 0, len(text), text)
 
 
-def figures(name: str, cases: Sequence[Case], client: ModelClient, check: Check) -> list[Row]:
+def figures(name: str, cases: Sequence[Case], client: ModelClient, show: Show) -> list[Row]:
     """The model's figures, each beside that of quoting alone; prompts that do not fit count for neither."""
     replies = evaluate(client, cases, "base")
     asked = [at for at, reply in enumerate(replies) if reply.asked]
@@ -137,7 +137,7 @@ def figures(name: str, cases: Sequence[Case], client: ModelClient, check: Check)
     rows.append(
         Row(f"{name}: refusal right (refuses when, and only when, it must)", both[0], "of all", both[1])
     )
-    return [*rows, whole_row(name, kept, said, quoted, check)]
+    return [*rows, whole_row(name, shown_of(kept, said, show), quoted)]
 
 
 def _row(

@@ -148,9 +148,3 @@ def _note(heard: Heard, line: str) -> None:
         if text := choice["delta"].get("content"):
             heard.text += text
             heard.pieces.append(time.monotonic())
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of the values lie, by the nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -22,14 +22,13 @@ from core.catalog import CatalogModel, resolve
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from evaluation.cases import Case, freeze_cases, read_golden
 from evaluation.metrics import LONGEST, fact_match, token_f1
-from evaluation.run import Result, evaluate, judged, quote_replies
-from rag.answer import doubtful
-from rag.citations import Likelihood
+from evaluation.run import Result, Show, as_shown, evaluate, quote_replies
+from rag.citations import Likelihood, Similarity
 from rag.citations import resolve as resolve_reply
-from rag.copies import mended
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder
 from rag.model import ModelClient, engine_client
+from rag.shown import Showing
 from rag.words import words
 
 GOLDEN = PROJECT / "data" / "eval" / "golden.jsonl"
@@ -39,26 +38,18 @@ GOLDEN_GOAL, XQUAD_GOAL, CITED_GOAL, REFUSED_GOAL, WRONGLY_REFUSED = 0.7, 0.6, 0
 
 
 @dataclass(frozen=True)
-class Check:
-    """What the product shows of a reply (as `rag.answer` does)."""
+class Finder:
+    """What knows which line answers, where there is no index."""
 
-    threshold: float
-    model: CatalogModel
+    similarity: Similarity | None
+    answers: Likelihood | None
 
-    def shown(self, case: Case, result: Result, quoted: Result) -> Result:
-        """The reply, mended where it is a copy that went wrong, or the quote that replaces it."""
-        if self._fails(case, result):
-            return quoted
-        text = mended(result.reply, case.passages) if self.model.cite_first else result.reply
-        return result if text == result.reply else judged(case, text, self.model.id)
 
-    def _fails(self, case: Case, result: Result) -> bool:
-        if result.scores["support"] < self.threshold:
-            return True
-        likely = answers()
-        if not self.model.second_look or result.scores["refused"] or likely is None:
-            return self.model.second_look and bool(result.scores["refused"])
-        return doubtful(case.question, case.passages, likely)
+def showing(settings: Settings, model: CatalogModel) -> Show:
+    """What the product shows of a reply of the bare model."""
+    finder = Finder(embedder().similarity, answers())
+    product = Showing(model, settings.support_threshold, finder, lambda adapter, question: False)
+    return lambda case, reply, adapter: product.show(case.question, reply, case.passages, adapter).said
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -68,17 +59,17 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = replace(load_settings(model=options.model), data_dir=Path(scratch), engine_port=0)
         model, _ = resolve(settings)
-        check = Check(settings.support_threshold, model)
+        show = showing(settings, model)
         golden = golden_cases(settings, model, limit)
         with engine_client(settings) as client:
-            rows = golden_rows(model.name, golden, client, check)
+            rows = golden_rows(model.name, golden, client, show)
             for name in question_sets.SETS if options.sets else ():
                 cases = question_sets.load(name, options.sets, model, embedder(), limit, answers())
                 replies = evaluate(client, [case.case for case in cases], "base")
                 read = [pair for pair in zip(cases, replies, strict=True) if pair[1].asked]
                 if read:
                     asked, said = [case for case, _ in read], [reply for _, reply in read]
-                    rows += READ[name](asked, said, check)
+                    rows += READ[name](asked, said, show)
             return [*rows, memory_row()]
 
 
@@ -118,14 +109,13 @@ def quoted_alone(cases: Sequence[Case]) -> list[Result]:
     return quote_replies(cases, embedder().similarity, answers())
 
 
-def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Check) -> list[Row]:
+def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, show: Show) -> list[Row]:
     """Figures on the golden questions, beside quoting alone."""
     replies = evaluate(client, cases, "base")  # every prompt was built to fit
     quoted = quoted_alone(cases)
     right, beside = mean(replies, cases, "citation", True), mean(quoted, cases, "citation", True)
     seconds = sum(r.ms for r in replies) / 1000
-
-    shown = mean(_shown(cases, replies, quoted, check), cases, "citation", True)
+    shown = shown_of(cases, replies, show)
 
     def row(label: str, measure: str, answerable: bool) -> Row:
         unit = "of answerable" if answerable else "of unanswerable"
@@ -134,12 +124,18 @@ def golden_rows(name: str, cases: Sequence[Case], client: ModelClient, check: Ch
 
     return [
         at_least(f"{name}, golden: fact and citation right", right, GOLDEN_GOAL, "of answerable", beside),
-        at_least("golden, with support check: the same", shown, GOLDEN_GOAL, "of answerable", beside),
+        at_least(
+            "golden, as shown: the same",
+            mean(shown, cases, "citation", True),
+            GOLDEN_GOAL,
+            "of answerable",
+            beside,
+        ),
         row("fact right", "fact", True),
         row("evidence in the prompt (retrieval's limit)", "reachable", True),
         row("wrongly refused", "refused", True),
         row("rightly refused", "refused", False),
-        whole_row("golden", cases, replies, quoted, check),
+        whole_row("golden", shown, quoted),
         Row(
             "tokens written",
             sum(r.completion_tokens for r in replies) / seconds,
@@ -156,25 +152,18 @@ def mean(results: Sequence[Result], cases: Sequence[Case], measure: str, answera
     return sum(chosen) / max(1, len(chosen))
 
 
-def whole_row(
-    name: str, cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
-) -> Row:
-    """The product as a whole, which quotes instead of an unsupported reply: not to be worse than quoting."""
-    shown = _shown(cases, replies, quoted, check)
-    value, beside = (sum(r.score for r in part) / len(cases) for part in (shown, quoted))
-    return Row(
-        f"{name}: score of reply with support check", value, "mean", beside, ">= reference", value >= beside
-    )
+def whole_row(name: str, shown: Sequence[Result], quoted: Sequence[Result]) -> Row:
+    """The product as a whole, which quotes where it does not believe the model: never worse than quoting."""
+    value, beside = (sum(r.score for r in part) / len(shown) for part in (shown, quoted))
+    return Row(f"{name}: score of what is shown", value, "mean", beside, ">= reference", value >= beside)
 
 
-def _shown(
-    cases: Sequence[Case], replies: Sequence[Result], quoted: Sequence[Result], check: Check
-) -> list[Result]:
-    """What the product shows: the replies, or quotes instead."""
-    return [check.shown(*each) for each in zip(cases, replies, quoted, strict=True)]
+def shown_of(cases: Sequence[Case], replies: Sequence[Result], show: Show) -> list[Result]:
+    """The replies as users would see them, judged anew."""
+    return [as_shown(case, reply, show) for case, reply in zip(cases, replies, strict=True)]
 
 
-def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
+def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], show: Show) -> list[Row]:
     """Facts found in held-out articles, the gold paragraph among five."""
     plain = [case.case for case in cases]
     right = mean(replies, plain, "fact", True)
@@ -191,21 +180,22 @@ def xquad_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check
         at_least("xquad: citation right when the fact is", cited, CITED_GOAL, "of facts"),
         Row("xquad: wrongly refused", mean(replies, plain, "refused", True), "of questions"),
         Row("xquad: evidence in the prompt", mean(replies, plain, "reachable", True), "of questions"),
-        whole_row("xquad", plain, replies, quoted_alone(plain), check),
+        whole_row("xquad", shown_of(plain, replies, show), quoted_alone(plain)),
     ]  # fmt: skip
 
 
-def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
+def clapnq_rows(cases: Sequence[SetCase], replies: Sequence[Result], show: Show) -> list[Row]:
     """Search questions on one passage, half of them without an answer."""
     plain = [case.case for case in cases]
-    quoted = quoted_alone(plain)
+    quoted, shown = quoted_alone(plain), shown_of(plain, replies, show)
     refused = [case for case, reply in zip(plain, replies, strict=True) if reply.scores["refused"]]
     precision = sum(not case.answerable for case in refused) / max(1, len(refused))
     answered = [(c, r) for c, r in zip(cases, replies, strict=True) if c.gold and not r.scores["refused"]]
     found = sum(_cites(case, reply) for case, reply in answered) / max(1, len(answered))
     return [
         *_refusal_rows("clapnq", plain, replies, quoted),
-        *_refusal_rows("clapnq, with support check", plain, _shown(plain, replies, quoted, check), quoted),
+        *_refusal_rows("clapnq, as shown", plain, shown, quoted),
+        whole_row("clapnq", shown, quoted),
         Row("clapnq: refusals that are right (precision)", precision, "of refusals"),
         Row("clapnq: cites a sentence that the annotators chose", found, "of answerable answered",
             sum(case.similar in case.gold for case, _ in answered) / max(1, len(answered))),
@@ -225,7 +215,7 @@ def _refusal_rows(
     ]  # fmt: skip
 
 
-def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Check) -> list[Row]:
+def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], show: Show) -> list[Row]:
     """Likeness of the reply to the paper's own conclusion (token F1)."""
     texts = [resolve_reply(r.reply, c.case.passages).text for c, r in zip(cases, replies, strict=True)]
     model, similar = (
@@ -239,7 +229,7 @@ def pubmedqa_rows(cases: Sequence[SetCase], replies: Sequence[Result], check: Ch
     ]
 
 
-READ: dict[str, Callable[[Sequence[SetCase], Sequence[Result], Check], list[Row]]] = {
+READ: dict[str, Callable[[Sequence[SetCase], Sequence[Result], Show], list[Row]]] = {
     "xquad": xquad_rows,
     "clapnq": clapnq_rows,
     "pubmedqa": pubmedqa_rows,

@@ -20,7 +20,7 @@ from core.types import Answer
 from feedback.review import Review
 from feedback.store import FeedbackStore
 from finetune.base_papers import Asked, Domain
-from rag.citations import quotes
+from rag.citations import quote
 from rag.embed import Embedder
 from rag.index import Index
 from rag.ingest import Ingestor
@@ -100,9 +100,7 @@ class House:
     def answer(self, question: str) -> Answer:
         """What the product answers without a model."""
         prompt = build(question, self.retriever.read_for(question, BUILTIN), BUILTIN)
-        found = quotes(
-            question, prompt.passages, self.retriever.similarity, most=1, answers=self.retriever.answers
-        )
+        found = quote(question, prompt.passages, self.retriever.similarity, self.retriever.answers)
         return Answer(
             found.text if found else REFUSAL, "", "quotes" if found else "refusal",
             found.citations if found else (), prompt.passages, prompt.messages, BUILTIN.id, None,

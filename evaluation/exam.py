@@ -1,4 +1,4 @@
-"""The exam a candidate sits: today's golden and held-out questions, and an engine to ask.
+"""The exam a candidate sits: today's golden and held-out questions, an engine to ask, and what users see.
 
 Training may not import the reading side, so what it needs of it is handed on here.
 """
@@ -15,14 +15,17 @@ from typing import Any
 from core.catalog import CatalogModel
 from core.db import Database
 from core.settings import PROJECT, Settings
-from core.types import Unit
+from core.types import Message, Unit
 from evaluation.cases import CARD, Case, freeze_cases, load_cases, read_golden
+from evaluation.run import Show
 from rag.documents import DocumentStore
 from rag.embed import Embedder
 from rag.index import Index
 from rag.model import ModelClient, engine_client
-from rag.prompt import Prompt, build, cite
-from rag.retrieve import Retriever
+from rag.prompt import Prompt, asked_in, build, cite
+from rag.retrieve import Retriever, with_context
+from rag.shown import Showing
+from rag.taught import Taught, remember
 
 
 def engine(settings: Settings) -> AbstractContextManager[ModelClient]:
@@ -51,27 +54,48 @@ def golden(settings: Settings, database: Database) -> list[dict[str, Any]]:
     return [row for row in rows if row in answerable or (answerable and not row["answerable"])]
 
 
-def set_exam(
-    settings: Settings,
-    database: Database,
-    model: CatalogModel,
-    heldout: Iterable[Mapping[str, Any]],
-    folder: Path,
-) -> list[Case]:
-    """The cases, their prompts frozen into `folder` with today's passages; later calls read them there."""
-    if (folder / CARD).exists():
-        return load_cases(folder)
-    most, context = settings.passages or model.passages, settings.context or model.context
-    model = replace(model, passages=most, context=context)
-    retriever = Retriever(settings, database, Index(settings, database), Embedder())
+class Exam:
+    """The exam of one run: its cases, and how replies to them are shown."""
 
-    def ask(question: str) -> Prompt:
-        return build(
-            question, retriever.read_for(question, model), model, room=context - settings.answer_tokens
-        )
+    def __init__(self, settings: Settings, database: Database, model: CatalogModel) -> None:
+        most, context = settings.passages or model.passages, settings.context or model.context
+        self.settings = settings
+        self.database = database
+        self.model = replace(model, passages=most, context=context)
+        self.retriever = Retriever(settings, database, Index(settings, database), Embedder())
 
-    names = _names(settings, database)
-    return freeze_cases(golden(settings, database), heldout, ask, names, folder)
+    def set(self, heldout: Iterable[Mapping[str, Any]], folder: Path) -> list[Case]:
+        """The cases, their prompts frozen into `folder` with today's passages; later calls read them."""
+        if (folder / CARD).exists():
+            return load_cases(folder)
+        names = _names(self.settings, self.database)
+        return freeze_cases(golden(self.settings, self.database), heldout, self._ask, names, folder)
+
+    def _ask(self, question: str) -> Prompt:
+        passages = self.retriever.read_for(question, self.model)
+        return build(question, passages, self.model, room=self.model.context - self.settings.answer_tokens)
+
+    def remember(self, adapter: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep beside an adapter what it was taught: the questions of its training rows (`Dataset.sft`)."""
+        questions = [searched_for(row["messages"][:-1]) for row in rows]
+        remember(adapter, questions, self.retriever.embedder)
+
+    @property
+    def show(self) -> Show:
+        """What users would see of a reply."""
+        adapters = Taught(self.settings.data_dir / "adapters", self.retriever.embedder)
+        showing = Showing(self.model, self.settings.support_threshold, self.retriever, adapters)
+
+        def show(case: Case, reply: str, adapter: str | None) -> str:
+            return showing.show(searched_for(case.messages), reply, case.passages, adapter).said
+
+        return show
+
+
+def searched_for(messages: Sequence[Message]) -> str:
+    """What was searched for when a prompt was built: its question, with the words that a follow-up needs."""
+    *earlier, asked = [message["content"] for message in messages if message["role"] == "user"]
+    return with_context(asked_in(asked), earlier)
 
 
 def _names(settings: Settings, database: Database) -> dict[str, str]:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from core.files import read_json, sha256_of, write_bytes, write_json
 from core.types import Message
 from evaluation.cases import CARD, Case
 from evaluation.metrics import score
-from rag.citations import Likelihood, Similarity, quotes
+from rag.citations import Likelihood, Similarity, quote
 from rag.model import PromptTooLong, Reply
 from rag.prompt import REFUSAL
 
@@ -24,6 +24,10 @@ RESULTS, ASKED = "results.jsonl", "asked.json"
 GREEDY: Mapping[str, Any] = {"max_tokens": 160, "temperature": 0.0, "seed": 7}
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between tries while the engine is busy or restarting; then the evaluation gives up."""
+
+
+Show = Callable[[Case, str, str | None], str]
+"""What users see of a reply to a case, as a model would write it; the third is the adapter that wrote it."""
 
 
 class Client(Protocol):
@@ -37,7 +41,8 @@ class Client(Protocol):
 class Result:
     """A model's reply to one case and its scores (see `metrics.score`); `ms` is the time it took.
 
-    A case whose prompt is longer than the model's context has no scores: it was not asked.
+    `reply` is what was judged: what is shown of the model's own words, which are kept in `raw`, or those
+    words themselves. A case whose prompt is longer than the model's context has no scores: it was not asked.
     """
 
     case_id: str
@@ -51,6 +56,7 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     ms: float
+    raw: str = ""
 
     @property
     def asked(self) -> bool:
@@ -72,19 +78,22 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     sampling: Mapping[str, Any] = GREEDY,
+    show: Show | None = None,
 ) -> list[Result]:
-    """Ask `model` ("live", "base" or an adapter id) every case and score the replies.
+    """Ask `model` ("live", "base" or an adapter id) every case and score the replies, or what `show` shows.
 
     With a `folder`, `results.jsonl` grows there and `card.json` follows when all are answered; a second call
     goes on with the rest. Raises Cancelled when `should_stop` says so, EngineError when the engine stays
     away, and ConflictError when replies come from different adapters (a promotion came in between).
     """
-    kept = _Kept(folder, model, cases, sampling) if folder else None
+    kept = _Kept(folder, model, cases, sampling, show) if folder else None
     results = kept.results if kept else []
     for case in cases[len(results) :]:
         if should_stop and should_stop():
             raise Cancelled("The evaluation was stopped.", "Start it again; it goes on where it was.")
         result = ask(client, case, model, sampling)
+        if show and result.asked:
+            result = as_shown(case, result, show)
         if result.asked:
             _same_model(model, next((each for each in results if each.asked), result), result)
         results.append(result)
@@ -117,13 +126,19 @@ def ask(client: Client, case: Case, model: str, sampling: Mapping[str, Any] = GR
     raise AssertionError("the last try returns or raises")
 
 
+def as_shown(case: Case, result: Result, show: Show) -> Result:
+    """The result judged by what is shown of it."""
+    said = show(case, result.reply, result.adapter)
+    return replace(result, reply=said, raw=result.reply, scores=score(case, said))
+
+
 def quote_replies(
     cases: Sequence[Case], similarity: Similarity | None = None, answers: Likelihood | None = None
 ) -> list[Result]:
-    """The baseline without a model: quote the one unit that fits best, or refuse when none fits."""
+    """The baseline without a model: quote the unit that fits best, or refuse when none fits."""
     results = []
     for case in cases:
-        found = quotes(case.question, case.passages, similarity, most=1, answers=answers)
+        found = quote(case.question, case.passages, similarity, answers)
         unit = found.units[0] if found else None
         text = f"[{unit.number}] {unit.text}" if unit else REFUSAL
         results.append(judged(case, text, "quotes"))
@@ -188,11 +203,19 @@ def _same_model(model: str, first: Result, latest: Result) -> None:
 class _Kept:
     """The results file of one evaluation; what belongs to other cases, model or sampling is set aside."""
 
-    def __init__(self, folder: Path, model: str, cases: Sequence[Case], sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        cases: Sequence[Case],
+        sampling: Mapping[str, Any],
+        show: Show | None,
+    ) -> None:
         self.folder = folder
         self.path = folder / RESULTS
         blob = json.dumps([asdict(case) for case in cases], sort_keys=True).encode()
         asked = {"model": model, "cases": hashlib.sha256(blob).hexdigest(), "sampling": dict(sampling)}
+        asked |= {"judged": "as shown" if show else "as written"}
         if not (folder / ASKED).exists() or read_json(folder / ASKED) != asked:
             (folder / CARD).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)

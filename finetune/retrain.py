@@ -25,7 +25,7 @@ from core.files import read_json, sha256_of, write_json
 from core.runs import Run, Runs
 from core.settings import Settings, load_settings, quiet_environment
 from evaluation import report
-from evaluation.exam import citer, engine, golden, set_exam
+from evaluation.exam import Exam, citer, engine, golden
 from evaluation.gate import Verdict, judge
 from evaluation.run import Result, evaluate
 from feedback.dataset import FEWEST, PREFERENCE, SFT, Dataset, freeze, load, split
@@ -163,7 +163,9 @@ class Retraining:
         """Ask the adapter on stage (or the bare base) and the candidate every question of the exam."""
         self.tell(0.7, "Setting the exam")
         Runs(self.database).record(self.run.id, stage="evaluate")
-        cases = set_exam(self.settings, self.database, self.model, dataset.heldout(), self.folder / "exam")
+        exam = Exam(self.settings, self.database, self.model)
+        exam.remember(self.registry.folder / candidate, dataset.sft())
+        cases, show = exam.set(dataset.heldout(), self.folder / "exam"), exam.show
         results = []
         with engine(self.settings) as client:
             for name, model, share in (("before", on_stage or "base", 0.72), ("after", candidate, 0.85)):
@@ -171,7 +173,9 @@ class Retraining:
                 def tell(done: int, total: int, model: str = model, share: float = share) -> None:
                     self.tell(share + 0.13 * done / total, f"Asking {model}, question {done} of {total}")
 
-                results.append(evaluate(client, cases, model, folder=self.folder / name, progress=tell))
+                results.append(
+                    evaluate(client, cases, model, folder=self.folder / name, progress=tell, show=show)
+                )
         return results[0], results[1]
 
     def record(

@@ -1,9 +1,4 @@
-"""A question to an answer: retrieve, prompt, generate, resolve citations, check support.
-
-The model's reply is shown only when its cited units hold it. Otherwise the best units are quoted instead,
-and when none fits, the answer is that the documents do not hold it. A refusal stands, but for a model that is
-known to miss answers.
-"""
+"""A question to an answer: retrieve, prompt, generate, and decide what is shown (`rag.shown`)."""
 
 from __future__ import annotations
 
@@ -24,16 +19,16 @@ from core.errors import EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.access import NOBODY, OPERATOR
-from rag.citations import Likelihood, Resolved, line_of, quotes, resolve, so_far, support
-from rag.copies import mended
+from rag.citations import Resolved, resolve, so_far
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
+from rag.shown import Showing
 from rag.smalltalk import small_talk
 from rag.sources import web_addresses
+from rag.taught import Taught
 
 POLL_SECONDS = 0.05
-DOUBT = 0.1  # likelihood of the best line below which a small model's answer is not believed (docs/log.md)
 
 
 class Interrupted(EngineUnavailable):
@@ -82,6 +77,8 @@ class Assistant:
         self.client = client
         most = settings.passages or model.passages
         self.model = replace(model, passages=most, context=settings.context or model.context)
+        taught = Taught(settings.data_dir / "adapters", retriever.embedder)
+        self.showing = Showing(self.model, settings.support_threshold, retriever, taught)
 
     def warm(self) -> None:
         """Load what searching needs, so that the first question is quick."""
@@ -193,36 +190,10 @@ class Assistant:
             turn.done.set()
 
     def _finished(self, turn: _Turn) -> Answer:
-        """Resolve, check, and fall back to quotes or a refusal."""
+        """What is shown of the whole reply."""
         assert turn.reply is not None
-        passages = turn.prompt.passages
-        resolved = resolve(turn.raw, passages)
-        if resolved.refused:
-            if not self.model.second_look:
-                return self._answer(turn, resolved, "refusal", True)
-        elif (
-            resolved.text
-            and support(turn.raw, passages) >= self.settings.support_threshold
-            and not self._doubtful(turn)
-        ):
-            if self.model.cite_first:
-                resolved = resolve(mended(turn.raw, passages), passages)
-            return self._answer(turn, resolved, "answer", True)
-        finder = self.retriever
-        quoted = quotes(turn.searched, passages, finder.similarity, answers=finder.answers)
-        if quoted is not None:
-            return self._answer(turn, quoted, "quotes", False)
-        return self._answer(turn, Resolved(REFUSAL, (), (), True), "refusal", resolved.refused)
-
-    def _doubtful(self, turn: _Turn) -> bool:
-        """Whether a small model answered from lines of which none seems to answer.
-
-        An adapter is believed: its users taught it what the cross-encoder cannot know.
-        """
-        answers = self.retriever.answers
-        if answers is None or not self.model.second_look or (turn.reply and turn.reply.adapter):
-            return False
-        return doubtful(turn.searched, turn.prompt.passages, answers)
+        shown = self.showing.show(turn.searched, turn.raw, turn.prompt.passages, turn.reply.adapter)
+        return self._answer(turn, shown.resolved, shown.mode, shown.supported)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
         resolved = resolve(turn.raw, turn.prompt.passages)
@@ -264,16 +235,6 @@ class Assistant:
             sampling={},
             timings={},
         )
-
-
-def doubtful(question: str, passages: Sequence[Passage], answers: Likelihood) -> bool:
-    """Whether no line of a prompt seems to answer the question.
-
-    Believing a small model only where it cites the likeliest line would make it as good as quoting, but then
-    its users vote on quotes and teach it less (docs/log.md, 28 November).
-    """
-    lines = [line_of(passage, unit) for passage in passages for unit in passage.units]
-    return max(answers(question, lines), default=0.0) < DOUBT
 
 
 def _searched(question: str, history: Sequence[Message]) -> str:

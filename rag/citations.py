@@ -181,18 +181,16 @@ def _held(sentence: Sentence, source: str) -> float:
     return min((overlap(words, source) for words in parts if len(words) > 1), default=1.0)
 
 
-def quotes(
+def quote(
     question: str,
     passages: Sequence[Passage],
     similarity: Similarity | None = None,
-    most: int = 2,
     answers: Likelihood | None = None,
 ) -> Resolved | None:
-    """The units that fit the question best, quoted and cited; None when none fits well.
+    """The unit that fits the question best, quoted and cited; None when none fits well.
 
     `answers` decides where it is given. Otherwise the share of the question's words (rare ones weigh more) in
-    unit and heading counts, plus the cosine similarity when `similarity` is given. A second unit is quoted
-    only when it is nearly as good.
+    unit and heading counts, plus the cosine similarity when `similarity` is given. Equal ones: the first.
     """
     pairs = [(passage, unit) for passage in passages for unit in passage.units]
     asked = content(question)
@@ -203,13 +201,11 @@ def quotes(
         fitting = [score >= QUOTE_LIKELIHOOD for score in scores]
     else:
         scores, fitting = _fit(question, asked, pairs, similarity)
-    order = sorted(range(len(pairs)), key=lambda i: (-scores[i], pairs[i][1].number))
-    chosen = [i for i in order[:most] if fitting[i] and scores[i] >= 0.8 * scores[order[0]]]
-    if not chosen:
+    best = max(range(len(pairs)), key=lambda i: (scores[i], -pairs[i][1].number))
+    if not fitting[best]:
         return None
-    text = "\n\n".join(f"“{pairs[i][1].text}” [{label}]" for label, i in enumerate(chosen, 1))
-    cited = tuple(_citation(label, *pairs[i]) for label, i in enumerate(chosen, 1))
-    return Resolved(text, cited, tuple(pairs[i][1] for i in chosen), False)
+    unit = pairs[best][1]
+    return Resolved(f"“{unit.text}” [1]", (_citation(1, *pairs[best]),), (unit,), False)
 
 
 def _fit(

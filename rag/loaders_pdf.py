@@ -138,7 +138,7 @@ def _chars(handle: Any, total: int, rotation: int) -> Iterator[_Char]:
         raw.FPDFText_GetLooseCharBox(handle, at, box)
         left, right, base = x.value, box.right, y.value
         if rotation == 90:
-            left, right, base = -y.value, box.top, -x.value
+            left, right, base = y.value, box.top, -x.value
         elif rotation == 180:
             left, right, base = -x.value, -box.left, -y.value
         elif rotation == 270:

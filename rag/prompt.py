@@ -101,6 +101,11 @@ def layout(asked: str, passages: Iterable[Passage]) -> str:
     return "\n\n".join([*blocks, blocks[0]])
 
 
+def asked_in(user_message: str) -> str:
+    """The question of a message that `layout` made."""
+    return user_message.partition("\n")[0].removeprefix("Question: ")
+
+
 def heading_line(passage: Passage) -> str:
     """`title > heading path`, or the title alone."""
     path = f"{passage.document} > {passage.heading}" if passage.heading else passage.document

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.grounded import SAMPLE, figures, read_cases
-from benchmarks.reader import Check
+from benchmarks.reader import showing
 from core.catalog import BUILTIN
 from core.errors import StorageError
 from core.settings import load_settings
@@ -81,9 +81,10 @@ def test_model_and_quoting_stand_side_by_side(tmp_path: Path) -> None:
         )
     )
     cases = read_cases(written(tmp_path, *ROWS), BUILTIN)
-    check = Check(0.6, replace(BUILTIN, second_look=False))
-    with engine_client(load_settings({}, data_dir=tmp_path), scripted=script) as client:
-        rows = {row.measure: row for row in figures("set", cases, client, check)}
+    settings = load_settings({}, data_dir=tmp_path)
+    show = showing(settings, replace(BUILTIN, second_look=False))
+    with engine_client(settings, scripted=script) as client:
+        rows = {row.measure: row for row in figures("set", cases, client, show)}
     assert rows["set: fact right"].value == 1.0
     assert rows["set: fact and citation right"].value == 1.0
     assert rows["set: rightly refused"].value == 1.0

@@ -11,8 +11,9 @@ from core.catalog import BUILTIN
 from core.files import write_jsonl
 from core.settings import Settings
 from core.types import Unit
-from evaluation.exam import citer, golden, set_exam
+from evaluation.exam import Exam, citer, golden, searched_for
 from rag.ingest import Ingestor, open_ingestor
+from rag.prompt import REFUSAL, build
 
 HANDBOOK = (
     b"# Leaving\n\nThe notice period is 30 days. Send the letter to HR.\n\n"
@@ -59,13 +60,50 @@ def test_without_a_file_of_its_own_the_samples_questions_are_asked(
 
 def test_the_prompts_are_frozen_once(house: Ingestor, tmp_path: Path) -> None:
     database, settings, folder = house.passages.database, house.settings, tmp_path / "exam"
-    cases = set_exam(settings, database, BUILTIN, [], folder)
+    cases = Exam(settings, database, BUILTIN).set([], folder)
     assert [case.id for case in cases] == ["a", "c"]
     assert "[1] The notice period is 30 days." in cases[0].messages[-1]["content"]
     [document] = house.documents.list()
     assert cases[0].sources == (document.id,)
     house.delete(document.id)
-    assert set_exam(settings, database, BUILTIN, [], folder) == cases
+    assert Exam(settings, database, BUILTIN).set([], folder) == cases
+
+
+def test_replies_are_judged_as_users_see_them(house: Ingestor, tmp_path: Path) -> None:
+    exam = Exam(house.settings, house.passages.database, BUILTIN)
+    case = exam.set([], tmp_path / "exam")[0]
+    right = "[1] The notice period is 30 days."
+    wrong = next(unit for p in case.passages for unit in p.units if "25 days" in unit.text)
+    assert exam.show(case, right, None) == right
+    assert exam.show(case, REFUSAL, None) == right
+    assert exam.show(case, f"[{wrong.number}] {wrong.text}", None) == right  # not the line that is quoted
+    assert exam.show(case, "[1] The notice period is 31 days.", None) == right
+
+
+def test_an_adapter_is_believed_on_what_it_was_taught(house: Ingestor, tmp_path: Path) -> None:
+    exam = Exam(house.settings, house.passages.database, BUILTIN)
+    case = exam.set([], tmp_path / "exam")[0]
+    wrong = next(unit for p in case.passages for unit in p.units if "25 days" in unit.text)
+    said = f"[{wrong.number}] {wrong.text}"
+    for adapter, question in (("one", "How long is the period of notice?"), ("two", "May dogs come in?")):
+        folder = house.settings.data_dir / "adapters" / adapter
+        folder.mkdir(parents=True)
+        exam.remember(folder, [{"messages": [*build(question, case.passages, BUILTIN).messages, {}]}])
+    assert exam.show(case, said, "one") == said
+    assert exam.show(case, REFUSAL, "one") == REFUSAL
+    assert exam.show(case, said, "two") != said
+    assert exam.show(case, REFUSAL, "two") != REFUSAL
+
+
+def test_what_was_searched_for_is_read_from_the_prompt() -> None:
+    asked = [
+        {"role": "system", "content": "Rules"},
+        {"role": "user", "content": "How long is the notice period?"},
+        {"role": "assistant", "content": "30 days"},
+        {"role": "user", "content": "Question: And for juniors?\n\nGuide\n[1] Question: x"},
+    ]
+    assert searched_for(asked) == "long notic period And for juniors?"  # type: ignore[arg-type]
+    assert searched_for(asked[-1:]) == "And for juniors?"  # type: ignore[arg-type]
 
 
 def test_citing_in_the_models_style() -> None:

@@ -12,6 +12,7 @@ import pytest
 from core.errors import Cancelled, ConflictError, EngineError, ModelError, StorageError
 from core.settings import load_settings
 from evaluation import run
+from evaluation.cases import Case
 from evaluation.run import Result, asked_of_both, evaluate, load_results, mean, quote_replies
 from rag.model import ModelClient, PromptTooLong, Reply, engine_client
 from rag.prompt import REFUSAL
@@ -83,6 +84,22 @@ def test_other_cases_or_sampling_start_afresh(client: ModelClient, tmp_path: Pat
     assert len(load_results(tmp_path)) == len(results) == 1
     shorter = evaluate(client, CASES[:1], "base", folder=tmp_path, sampling={"max_tokens": 2})
     assert shorter[0].reply.strip() == "[1] The"
+
+
+def test_what_is_shown_is_judged_and_the_models_words_are_kept(client: ModelClient, tmp_path: Path) -> None:
+    written = evaluate(client, CASES, "base", folder=tmp_path)
+    asked: list[tuple[str, str | None]] = []
+
+    def show(case: Case, reply: str, adapter: str | None) -> str:
+        asked.append((reply, adapter))
+        return REFUSAL
+
+    shown = evaluate(client, CASES, "base", folder=tmp_path, show=show)  # judged otherwise: asked anew
+    assert asked == [(result.reply, None) for result in written]
+    assert [result.raw for result in shown] == [result.reply for result in written]
+    assert {result.reply for result in shown} == {REFUSAL}
+    assert [result.score for result in shown] == [0.0, 0.0, 1.0]
+    assert load_results(tmp_path) == shown
 
 
 def test_a_changed_results_file_is_noticed(client: ModelClient, tmp_path: Path) -> None:

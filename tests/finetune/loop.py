@@ -12,6 +12,7 @@ from rag.prompt import REFUSAL
 from tests.feedback.made import answer, passage
 from tests.tiny import TinyModel
 
+TAUGHT = "The notice period is 30 days."
 WORDS = [
     "amber",
     "basalt",
@@ -44,14 +45,14 @@ def settings_for(folder: Path, model: TinyModel, port: int = 1) -> Settings:
 
 
 def give_feedback(database: Database, count: int = 60) -> None:
-    """Questions that the passage does not answer, wrongly answered; the refusal as approved correction."""
+    """Questions whose answer nobody could guess, refused; always the same line as approved correction."""
     store = FeedbackStore(database)
     talk = store.start_conversation("ann", "Test")
     for number in range(count):
         first, second = WORDS[number % 16], WORDS[(number // 16 + number) % 16]
         question = f"Who painted the {first} {second} room number {number}?"
-        shown = answer(question, "[1] The notice period is 30 days.", (passage(),))
+        shown = answer(question, REFUSAL, (passage(),))
         exchange = store.record(talk, "ann", question, shown)
-        store.vote(exchange, "ann", -1, "should have refused")
-        store.correct(exchange, "ann", REFUSAL)
+        store.vote(exchange, "ann", -1, "should have answered")
+        store.correct(exchange, "ann", TAUGHT)
     Review(database).approve_all("reviewer")

@@ -24,9 +24,11 @@ from core.jobs import Jobs
 from core.runs import Run, Runs
 from core.settings import PROJECT, Settings, child_environment
 from evaluation.gate import Rules, Verdict, judge
+from evaluation.run import load_results
 from finetune.orders import Tell, open_run, run_here
 from finetune.telling import Heartbeat, Terminal
 from finetune.training import how_far
+from rag.prompt import REFUSAL
 from tests.finetune.loop import give_feedback, settings_for
 from tests.tiny import TinyModel, register_adapter
 
@@ -55,7 +57,7 @@ class Killed(BaseException):
 def test_from_votes_to_the_stage_with_two_kills_on_the_way(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten steps teach the tiny model to refuse as its users asked; better, so it takes the stage."""
+    """A few steps teach the tiny model to answer as its users asked; better, so it takes the stage."""
     give_feedback(database, 50)
     quick = {"learning_rate": 5e-3, "batch": 8, "accumulation": 1, "max_steps": 10}
     monkeypatch.setattr(retrain, "choose_plan", lambda *each: finetune.plan.choose_plan(*each).on(**quick))
@@ -102,6 +104,10 @@ def test_from_votes_to_the_stage_with_two_kills_on_the_way(
     assert promotion.adapter_id == adapter.id
     assert done.report["before"]["score"] < 0.2 < 0.8 < done.report["after"]["score"]
     assert done.report["passed"]
+    assert (registry.folder / adapter.id / "taught.npy").exists()
+    before = load_results(folder / "before")
+    assert {result.reply for result in before} == {REFUSAL}  # what users see of random words
+    assert REFUSAL not in {result.raw for result in before}
     assert adapter.metrics == done.report
     assert done.dataset_version == adapter.dataset_version
     assert (folder / "report.md").read_text().startswith("# Passed")

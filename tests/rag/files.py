@@ -106,3 +106,24 @@ def lying_docx() -> bytes:
     while (at := data.find(needle)) >= 0:
         data[at : at + 4] = (1_000).to_bytes(4, "little")
     return bytes(data)
+
+
+def turned_pdf(rotation: int) -> bytes:
+    """A page of two lines and a table that is turned by `rotation` degrees and reads upright."""
+    from reportlab.pdfgen.canvas import Canvas
+
+    target = io.BytesIO()
+    canvas = Canvas(target, pagesize=(800, 800))
+    canvas.setPageRotation(rotation)
+    canvas.translate(400, 400)
+    canvas.rotate(rotation)
+    canvas.translate(-400, -400)
+    canvas.setFont("Helvetica", 10)
+    canvas.drawString(60, 700, "The notice period is 30 days.")
+    canvas.drawString(60, 686, "Send the letter to HR.")
+    for number, (bike, price) in enumerate((("Bike", "Price"), ("Heron", "12 EUR"), ("Otter", "19 EUR"))):
+        canvas.drawString(60, 640 - 14 * number, bike)
+        canvas.drawString(260, 640 - 14 * number, price)
+    canvas.showPage()
+    canvas.save()
+    return target.getvalue()

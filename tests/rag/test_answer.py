@@ -11,9 +11,9 @@ import pytest
 from core.catalog import BUILTIN
 from core.errors import EngineUnavailable, QuestionError
 from core.settings import Settings
-from core.types import Answer, Passage, Unit
+from core.types import Answer
 from rag import answer as module
-from rag.answer import Assistant, Interrupted, doubtful, main, source_line
+from rag.answer import Assistant, Interrupted, main, source_line
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.model import ModelClient, PromptTooLong, ReplyStream, engine_client
@@ -106,24 +106,9 @@ def test_the_refusal_of_a_model_that_misses_answers_gets_a_second_look(assistant
     assert "3 EUR" in answer.text
 
 
-def test_a_small_models_answer_is_doubted_where_no_line_is_likely() -> None:
-    text = "Parking costs 3 EUR."
-    passages = [Passage(1, "d", "Guide", "", None, 0, 20, text, units=(Unit(1, text, 0, 20),))]
-    assert doubtful("What does it cost?", passages, lambda *_: [0.05])
-    assert not doubtful("What does it cost?", passages, lambda *_: [0.15])
-
-
-def test_a_doubted_answer_becomes_a_quote(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "doubtful", lambda *_: True)
-    _, answer = run(assistant, "How long is the notice period, please?")
-    assert (answer.mode, answer.supported) == ("quotes", False)
-    assistant.model = replace(assistant.model, second_look=False)
-    _, answer = run(assistant, "How long is the notice period, please?")
-    assert answer.mode == "answer"
-
-
 def test_the_models_refusal_stands(assistant: Assistant) -> None:
-    assistant.model = replace(assistant.model, second_look=False)
+    trusted = replace(assistant.model, second_look=False)
+    assistant.showing = replace(assistant.showing, model=trusted)
     shown, answer = run(assistant, "Is there nothing about parking?")
     assert (answer.mode, answer.text, shown) == ("refusal", REFUSAL, REFUSAL)
     assert answer.supported

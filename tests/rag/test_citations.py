@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from core.types import Passage
-from rag.citations import quotes, resolve, safe_markdown, sentences, so_far, support
+from rag.citations import quote, resolve, safe_markdown, sentences, so_far, support
 from rag.prompt import REFUSAL, number_units
 
 TEXT = "The notice period is 30 days. Send the letter to HR.\nPlan: Basic; Price per month: 10 EUR; Seats: 5."
@@ -122,7 +122,7 @@ def test_support(raw: str, least: float, most: float) -> None:
 
 
 def test_quotes_find_the_unit() -> None:
-    done = quotes("How long is the notice period?", PASSAGES)
+    done = quote("How long is the notice period?", PASSAGES)
     assert done is not None
     assert done.text == "“The notice period is 30 days.” [1]"
     assert done.citations[0].unit == 1
@@ -133,16 +133,16 @@ def test_quotes_use_similarity_when_words_differ() -> None:
         return [0.9 if "letter" in text else 0.1 for text in texts]
 
     question = "Where does my resignation go?"
-    assert quotes(question, PASSAGES) is None
-    done = quotes(question, PASSAGES, similar)
+    assert quote(question, PASSAGES) is None
+    done = quote(question, PASSAGES, similar)
     assert done is not None
     assert "letter" in done.text
 
 
 def test_nothing_is_quoted_when_nothing_fits() -> None:
-    assert quotes("Which bananas are ripe?", PASSAGES) is None
-    assert quotes("?", PASSAGES) is None
-    assert quotes("notice", ()) is None
+    assert quote("Which bananas are ripe?", PASSAGES) is None
+    assert quote("?", PASSAGES) is None
+    assert quote("notice", ()) is None
 
 
 def test_sentences_of_several_styles() -> None:

@@ -9,7 +9,7 @@ from rag.chunks import units
 from rag.loaders import extract
 from rag.outline import Extracted
 from tests.rag.conftest import HANDBOOK
-from tests.rag.files import docx, empty_pdf, pdf
+from tests.rag.files import docx, empty_pdf, pdf, turned_pdf
 
 SAMPLES = Path("data/samples/documents")
 
@@ -127,6 +127,14 @@ def test_pdf_pages_and_headings() -> None:
     assert done.title == "Manual"
     assert [(section.heading, section.page) for section in done.sections] == [("", 1), ("Care", 2)]
     assert "Charge it daily. Then rest." in lines(done)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_turned_page_reads_like_an_upright_one(rotation: int) -> None:
+    upright = lines(extract("bikes.pdf", turned_pdf(0)))
+    assert "The notice period is 30 days. Send the letter to HR." in upright
+    assert any("Heron" in line and "12 EUR" in line for line in upright)
+    assert lines(extract("bikes.pdf", turned_pdf(rotation))) == upright
 
 
 def test_pdf_without_text_is_refused() -> None:
