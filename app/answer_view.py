@@ -112,7 +112,7 @@ def vote(parts: Resources, exchange: Exchange) -> None:
     elif value == 0:
         st.caption(fate(parts, correction) if correction else THANKS_DOWN)
         if correction:
-            with st.expander("Your correction", icon=":material/edit:"):
+            with st.expander(f"Your correction{spoken(exchange.question)}", icon=":material/edit:"):
                 correction_form(parts, exchange, correction.text)
         else:
             correction_form(parts, exchange, "")
@@ -152,7 +152,7 @@ def correction_form(parts: Resources, exchange: Exchange, text: str) -> None:
             placeholder="The right answer in a sentence or two, or: Not in the documents.",
         )
         st.form_submit_button(
-            "Save correction",
+            f"Save correction{spoken(exchange.question)}",
             icon=":material/save:",
             on_click=save_correction,
             args=(parts, exchange.id, key),

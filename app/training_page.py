@@ -106,14 +106,14 @@ def card(parts: Resources, pending: Pending) -> None:
         with right:
             st.caption("Should be")
             st.markdown(safe_markdown(correction.text))
-        with st.expander("The passages that were shown"):
+        about = spoken(f": {correction.text}")
+        with st.expander(f"The passages that were shown{about}"):
             for passage in exchange.answer.passages:
                 st.caption(safe_markdown(place(passage)))
                 st.markdown(safe_markdown(passage.text))
             if not exchange.answer.passages:
                 st.caption("None.")
         with st.container(horizontal=True):
-            about = spoken(f": {correction.text}")
             decide = {"parts": parts, "correction_id": correction.id, "text": correction.text}
             st.button(
                 f"Approve{about}", key=f"approve-{correction.id}", type="primary", icon=":material/check:",

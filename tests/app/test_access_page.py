@@ -30,7 +30,7 @@ def add(parts: Resources, name: str, text: str, access: Access) -> Document:
 
 
 def leaked(text: str) -> bool:
-    return "777" in text or "marmalade department" in text.replace(QUESTION, "")
+    return "777 days" in text or "marmalade department" in text.replace(QUESTION, "")
 
 
 def asked_over_api(running: Site, user: str) -> str:

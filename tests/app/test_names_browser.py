@@ -36,7 +36,8 @@ def check(visit: Visit) -> Counter[str]:
     assert found
     unnamed = [name for name in found if not name or (name.endswith(" icon") and len(name.split()) == 2)]
     assert unnamed == []
-    assert [name for name, times in found.items() if times > 1] == []
+    # "Open" is the arrow in Streamlit's own select boxes, which have a name themselves
+    assert [name for name, times in found.items() if times > 1 and name != "Open"] == []
     return found
 
 
@@ -60,8 +61,8 @@ def test_every_button_says_what_it_does_and_to_what(running: Site, visit: Visit)
     page.goto(f"{running.url}/documents")
     page.locator("[class*=st-key-queue-]", has_text="two.bin.md").wait_for()
     page.get_by_text("Groups (2)").click()
-    page.get_by_text("Remove legal").wait_for()
-    page.locator(f".st-key-delete-{planted.id}").wait_for()
+    page.get_by_role("button", name="Remove legal").wait_for()
+    page.locator(f".st-key-delete-{planted.id}").first.wait_for()
     visit.shot("names-documents")
     found = check(visit)
     for what in ("Read the text", "Passages", "Delete", "Reject: nobody finds it"):
