@@ -18,7 +18,11 @@ from feedback.store import LONGEST, REASONS
 from rag.citations import safe_markdown
 
 MARK = str(Path(__file__).parent / "mark.svg")
+MEMORY = (
+    "The documents do not hold the answer. This is what votes taught the model, and nothing here proves it."
+)
 THANKS_UP = "Thank you. Your vote goes into the next training set."
+THANKS_MEMORY = "Thank you. No passage holds this answer, so it is counted and not trained on."
 THANKS_DOWN = "Thank you. Say below what it should have said: a correction teaches more than a vote."
 
 
@@ -62,6 +66,9 @@ def mode_line(parts: Resources, exchange: Exchange) -> None:
         )
     elif exchange.answer.mode == "quotes":
         st.badge("Quoted from the documents", icon=":material/format_quote:", color="blue")
+    elif exchange.answer.mode == "memory":
+        st.badge("From memory, not from the documents", icon=":material/psychology:", color="orange")
+        st.caption(MEMORY)
     elif exchange.answer.mode == "refusal":
         st.badge("Not found in the documents", icon=":material/search_off:", color="gray")
 
@@ -108,7 +115,7 @@ def vote(parts: Resources, exchange: Exchange) -> None:
     value = st.session_state.get(key)
     correction = parts.feedback.correction_of(exchange.id, USER)
     if value == 1:
-        st.caption(THANKS_UP)
+        st.caption(THANKS_MEMORY if exchange.answer.mode == "memory" else THANKS_UP)
     elif value == 0:
         st.caption(fate(parts, correction) if correction else THANKS_DOWN)
         if correction:

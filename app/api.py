@@ -32,6 +32,7 @@ from core.errors import (
     UnderstudyError,
 )
 from core.types import Message
+from rag.memory import MARK, marked
 
 log = logging.getLogger("understudy.web")
 LIVE = "understudy"
@@ -180,8 +181,8 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
                 yield f"data: {json.dumps({'error': _error_body(item)})}\n\n"
                 return
             elif isinstance(item, Asked):
-                yield _chunk(identity, {"content": _rest(sent, item.answer.text)})
-                yield _chunk(identity, {}, "stop", _ours(item) | {"text": item.answer.text})
+                yield _chunk(identity, {"content": _rest(sent, marked(item.answer))})
+                yield _chunk(identity, {}, "stop", _ours(item) | {"text": marked(item.answer)})
                 yield "data: [DONE]\n\n"
                 return
     finally:
@@ -190,6 +191,8 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
 
 def _rest(sent: str, text: str) -> str:
     """What a client that only joins pieces still has to read; a draft that did not hold is taken back."""
+    if text.startswith(MARK):
+        return f"\n\n{text}"
     if text.startswith(sent):
         return text[len(sent) :]
     return f"\n\n(The documents do not support the above. What they do say:)\n\n{text}"
@@ -209,7 +212,7 @@ def _chunk(
 
 
 def _completion(asked: Asked, identity: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": asked.answer.text, "refusal": None}
+    message = {"role": "assistant", "content": marked(asked.answer), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     body = {**identity, "object": "chat.completion", "choices": [choice], "usage": _usage(asked)}
     return body | {"understudy": _ours(asked)}
@@ -228,6 +231,7 @@ def _ours(asked: Asked) -> dict[str, Any]:
         "model": answer.model,
         "adapter": answer.adapter,
         "supported": answer.supported,
+        "from_memory": answer.mode == "memory",
         "citations": [
             asdict(citation) | {"url": asked.addresses.get(citation.document_id, "")}
             for citation in answer.citations

@@ -51,6 +51,7 @@ class Settings:
     answer_tokens: int = 160  # longest answer in tokens
     temperature: float = 0.0  # 0 is greedy
     support_threshold: float = 0.6  # share of a reply's words its cited units must hold
+    answer_from_memory: bool = False  # show what an adapter says, marked, where no document holds the answer
     upload_mb: int = 25  # largest document
     crawl: bool = False  # let `understudy crawl` and the Documents page fetch web pages
     crawl_hosts: str = ""  # intranet hosts that may be crawled, such as "wiki.local, docs.local:8080"

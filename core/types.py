@@ -13,9 +13,10 @@ class Message(TypedDict):
     content: str
 
 
-AnswerMode = Literal["answer", "quotes", "refusal", "correction", "chat"]
+AnswerMode = Literal["answer", "quotes", "refusal", "memory", "correction", "chat"]
 """How an answer came about: written by the model, quoted because the model's reply was not supported,
-refused because the passages do not hold it, taken from a reviewed correction, or small talk."""
+refused because the passages do not hold it, said by an adapter without passages (`rag.memory`), taken
+from a reviewed correction, or small talk."""
 
 
 @dataclass(frozen=True)

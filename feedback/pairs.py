@@ -172,7 +172,7 @@ def _liked(exchange: Exchange, cite: Cite) -> tuple[str, str]:
     answer = exchange.answer
     if not answer.messages:
         return "", "no prompt was sent to a model"
-    if answer.mode in ("correction", "chat"):
+    if answer.mode in ("correction", "chat", "memory"):
         return "", f"its mode is {answer.mode}: the model did not answer from passages"
     if answer.mode == "quotes":  # the reply was not supported: what was liked is the quote
         if len(answer.citations) != 1:

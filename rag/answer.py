@@ -15,11 +15,12 @@ from typing import Any
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
 from core.db import Database
-from core.errors import EngineUnavailable, run_main
+from core.errors import EngineError, EngineUnavailable, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.access import NOBODY, OPERATOR
 from rag.citations import Resolved, resolve, so_far
+from rag.memory import marked, remembered
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever, with_context
@@ -77,8 +78,18 @@ class Assistant:
         self.client = client
         most = settings.passages or model.passages
         self.model = replace(model, passages=most, context=settings.context or model.context)
-        taught = Taught(settings.data_dir / "adapters", retriever.embedder)
-        self.showing = Showing(self.model, settings.support_threshold, retriever, taught)
+        self.taught = Taught(settings.data_dir / "adapters", retriever.embedder)
+        self.showing = Showing(self.model, settings.support_threshold, retriever, self.taught)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options of every generation."""
+        return {
+            "max_tokens": self.settings.answer_tokens,
+            "temperature": self.settings.temperature,
+            "seed": self.settings.seed,
+            "stop": list(self.model.stop),
+        }
 
     def warm(self) -> None:
         """Load what searching needs, so that the first question is quick."""
@@ -119,11 +130,12 @@ class Assistant:
         searched = _searched(asked, history)
         passages = self.retriever.read_for(searched, self.model, viewer)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
+        run = _Run(searched, model, conversation, stop or threading.Event(), timings)
         if not passages:
             yield REFUSAL
-            yield replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
+            refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
+            yield self._or_remembered(refused, asked, run)
             return
-        run = _Run(searched, model, conversation, stop or threading.Event(), timings)
         yield from self._generate(asked, passages, history, run)
 
     def retrieve(self, question: str, history: Sequence[Message] = (), viewer: str = NOBODY) -> list[Passage]:
@@ -141,18 +153,12 @@ class Assistant:
         history: Sequence[Message],
         run: _Run,
     ) -> Iterator[str | Answer]:
-        sampling: dict[str, Any] = {
-            "max_tokens": self.settings.answer_tokens,
-            "temperature": self.settings.temperature,
-            "seed": self.settings.seed,
-            "stop": self.model.stop,
-        }
         while True:
             prompt = self._prompt(asked, passages, history)
-            turn = _Turn(prompt, sampling, run.timings, run.searched)
+            turn = _Turn(prompt, self.sampling, run.timings, run.searched)
             try:
                 stream = self.client.stream(
-                    prompt.messages, run.model, conversation=run.conversation, **sampling
+                    prompt.messages, run.model, conversation=run.conversation, **turn.sampling
                 )
                 yield from self._show(turn, stream, run.stop)
                 break
@@ -162,7 +168,29 @@ class Assistant:
                 passages = list(prompt.passages[:-1])  # the estimate was too low: drop the last one whole
             except EngineUnavailable as error:
                 raise Interrupted(error, self._partial(turn, "engine_lost")) from error
-        yield self._partial(turn, "stop_requested") if turn.reply is None else self._finished(turn)
+        if turn.reply is None:
+            yield self._partial(turn, "stop_requested")
+        else:
+            yield self._or_remembered(self._finished(turn), asked, run)
+
+    def _or_remembered(self, answer: Answer, asked: str, run: _Run) -> Answer:
+        """The answer; where it is a refusal and the setting allows it, what the adapter remembers."""
+        if answer.mode != "refusal" or not self.settings.answer_from_memory:
+            return answer
+
+        def ask(messages: tuple[Message, ...]) -> Reply | None:
+            try:
+                stream = self.client.stream(messages, run.model, **self.sampling)
+                for _ in stream:
+                    if run.stop.is_set():
+                        stream.close()
+                        return None
+                return stream.reply
+            except EngineError:  # the refusal stands
+                return None
+
+        said = remembered(answer, asked, ask, lambda adapter: self.taught(adapter, run.searched))
+        return replace(said, sampling=self.sampling) if said.mode == "memory" else answer
 
     def _show(self, turn: _Turn, stream: ReplyStream, stop: threading.Event) -> Iterator[str]:
         """Display text as it grows. A thread reads the stream, so that a stop need not wait for a token."""
@@ -214,7 +242,7 @@ class Assistant:
             prompt_version=turn.prompt.version,
             supported=supported,
             finish_reason=reply.finish_reason if reply else "",
-            sampling={**turn.sampling, "stop": list(turn.sampling["stop"])},
+            sampling=turn.sampling,
             timings=turn.timings | _timings(reply),
         )
 
@@ -309,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     else:
         lines = [f"{source_line(c)} {urls.get(c.document_id, '')}".rstrip() for c in answer.citations]
-        print("\n\n".join([answer.text, "\n".join(lines)]).strip())
+        print("\n\n".join([marked(answer), "\n".join(lines)]).strip())
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,7 +13,9 @@ import pytest
 
 from core.db import Database
 from feedback.store import FeedbackStore
+from rag.memory import MARK
 from tests.app.site import Site, ask, until
+from tests.feedback.made import answer
 
 PASSWORD = "a long test password"
 
@@ -62,6 +65,21 @@ def test_a_draft_that_is_not_supported_is_taken_back() -> None:
     assert _rest("It is 5", "It is 5. [1]") == ". [1]"
     assert _rest("", "Not in the documents.") == "Not in the documents."
     assert _rest("It is 5", "“It is 6.” [1]").endswith("do say:)\n\n“It is 6.” [1]")
+    assert _rest("Not in the documents.", f"{MARK} It is 7.") == f"\n\n{MARK} It is 7."
+
+
+def test_an_answer_from_memory_is_marked_for_every_client() -> None:
+    from app.api import _completion
+    from app.asking import Asked
+
+    said = replace(
+        answer("Who?", "Ada."), mode="memory", text="Ada.", supported=False, citations=(), passages=()
+    )
+    body = _completion(Asked("x", said, "complete"), {})
+    assert body["choices"][0]["message"]["content"] == f"{MARK} Ada."
+    assert body["understudy"]["from_memory"]
+    assert body["understudy"]["citations"] == []
+    assert not _completion(Asked("x", answer("Who?"), "complete"), {})["understudy"]["from_memory"]
 
 
 def test_a_refusal(client: openai.OpenAI) -> None:
