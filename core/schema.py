@@ -240,4 +240,15 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX document_groups_group ON document_groups(group_name);
     ALTER TABLE intake ADD COLUMN group_names TEXT NOT NULL DEFAULT '[]';  -- JSON: with visibility 'owner'
     """,
+    """
+    CREATE TABLE citations (                 -- of exchanges, once more: to be counted by document
+        exchange_id TEXT NOT NULL REFERENCES exchanges(id),
+        document_id TEXT NOT NULL,
+        start INTEGER NOT NULL,
+        "end" INTEGER NOT NULL
+    );
+    CREATE INDEX citations_document ON citations(document_id, start, "end");
+    INSERT INTO citations SELECT exchanges.id, one.value ->> 'document_id', one.value ->> 'start',
+        one.value ->> 'end' FROM exchanges, json_each(exchanges.citations) AS one;
+    """,
 )

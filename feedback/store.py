@@ -97,6 +97,10 @@ class FeedbackStore:
                 )
             columns, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
             connection.execute(f"INSERT INTO exchanges ({columns}) VALUES ({marks})", values)
+            connection.executemany(
+                "INSERT INTO citations VALUES (?,?,?,?)",
+                [(exchange, cited.document_id, cited.start, cited.end) for cited in answer.citations],
+            )
         return exchange
 
     def exchange(self, exchange_id: str, user: str | None = None) -> Exchange:
@@ -208,11 +212,9 @@ class FeedbackStore:
         """Start and end of every citation of a document in an answer, however often it was cited."""
         with self.database.read() as connection:
             rows = connection.execute(
-                "SELECT one.value ->> 'start' AS first, one.value ->> 'end' AS last FROM exchanges,"
-                " json_each(citations) AS one WHERE one.value ->> 'document_id' = ?",
-                (document_id,),
+                'SELECT start, "end" AS stop FROM citations WHERE document_id = ?', (document_id,)
             ).fetchall()
-        return [(int(row["first"]), int(row["last"])) for row in rows]
+        return [(int(row["start"]), int(row["stop"])) for row in rows]
 
     def judged(self) -> list[tuple[Exchange, list[Vote], list[Correction]]]:
         """Every complete exchange that has a vote or correction, with all of them, in order."""

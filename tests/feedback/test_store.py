@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from core.db import Database
 from core.errors import ConflictError, NotFoundError, UnderstudyError
-from feedback.store import LONGEST, REASONS
+from core.schema import MIGRATIONS
+from feedback.store import LONGEST, REASONS, FeedbackStore
 from tests.feedback.made import House, answer, with_history
 
 QUESTION = "What is the notice period?"
@@ -177,6 +181,40 @@ def test_a_follow_ups_correction_is_not_given_to_other_conversations(house: Hous
     exchange = house.store.record(conversation, "ann", follow_up, made)
     house.review.approve(house.store.correct(exchange, "ann", "14 days."), "rita")
     assert house.store.find_correction(follow_up, "ann") is None
+
+
+def test_citations_of_older_exchanges_are_counted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import core.db
+
+    with monkeypatch.context() as patch:
+        before = next(n for n, text in enumerate(MIGRATIONS) if "CREATE TABLE citations" in text)
+        patch.setattr(core.db, "MIGRATIONS", MIGRATIONS[:before])
+        old = Database(tmp_path / "old.db")
+        with old.write() as connection:
+            connection.execute("INSERT INTO conversations VALUES ('c', 'ann', 'x', 1)")
+            connection.execute(
+                "INSERT INTO exchanges (id, conversation_id, user_id, question, answer, raw, mode, status,"
+                " messages, passages, citations, model, prompt_version, supported, finish_reason, sampling,"
+                " timings, created_at) VALUES ('e', 'c', 'ann', 'q', 'a', 'a', 'answer', 'complete', '[]',"
+                " '[]', ?, 'm', '2', 1, 'stop', '{}', '{}', 1)",
+                (
+                    json.dumps(
+                        [
+                            {"document_id": "d", "start": 3, "end": 9},
+                            {"document_id": "o", "start": 0, "end": 1},
+                        ]
+                    ),
+                ),
+            )
+        old.close()
+    store = FeedbackStore(Database(tmp_path / "old.db"))
+    assert store.cited_spans("d") == [(3, 9)]
+    conversation = store.start_conversation("ann", "x")
+    store.record(conversation, "ann", QUESTION, answer(QUESTION))
+    assert store.cited_spans("doc-Employee handbook") == [(0, 29)]
+    assert store.cited_spans("nothing") == []
 
 
 def test_a_pseudonym_is_stable_and_not_the_name(house: House) -> None:
