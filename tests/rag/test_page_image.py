@@ -8,10 +8,11 @@ import resource
 import pytest
 from PIL import Image
 
-from core.errors import DocumentError
+from core.errors import DocumentError, NotFoundError
 from core.settings import PROJECT, Settings
 from rag import page_view
 from rag import reader as module
+from rag.access import Access
 from rag.chunks import chunk, units
 from rag.documents import DocumentStore
 from rag.loaders import extract
@@ -117,6 +118,17 @@ def test_a_view_is_drawn_once_and_says_what_is_wrong(
     assert bad is not None
     assert bad.png == b""
     assert "has no page 7" in bad.note
+
+
+def test_a_kept_picture_is_shown_to_those_alone_who_may_read(store: DocumentStore) -> None:
+    mine = store.add("a.pdf", pdf([["The answer is 42."]]), "upload", access=Access("api:anna", "owner"))
+    viewer = PageViewer(store)
+    view = viewer.view(mine.id, 1, 0, 3, "api:anna")
+    assert view is not None
+    assert view.png
+    for other in ("", "api:ben"):
+        with pytest.raises(NotFoundError):
+            viewer.view(mine.id, 1, 0, 3, other)
 
 
 def test_text_formats_and_lost_originals_have_no_picture(store: DocumentStore) -> None:
