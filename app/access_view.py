@@ -48,13 +48,8 @@ def access_badges(document: Document) -> None:
 def access_buttons(parts: Resources, document: Document) -> None:
     """Approve and reject what waits for a reviewer; choose who may find one's own."""
     if document.owner == USER:
-        icon = (
-            "lock_open"
-            if document.visibility == "everybody"
-            else "group"
-            if document.access.groups
-            else "lock"
-        )
+        icon = "lock_open" if document.visibility == "everybody" else "lock"
+        icon = "group" if document.access.groups else icon
         label = icon_label(icon, f"Who may find it: {document.name}")
         if st.button(label, key=f"who-{document.id}", help="Who may find it"):
             choose(parts, document)
@@ -69,12 +64,12 @@ def who(parts: Resources, key: str, access: Access = EVERYBODY) -> tuple[str, tu
     """Ask who may find a document: its visibility and the groups that it is given to."""
     names = [group.name for group in Groups(parts.database).all()]
     options = [EVERYONE, ALONE, *([GROUPS] if names else [])]
-    now = EVERYONE if access.visibility == "everybody" else GROUPS if access.groups else ALONE
+    kept = [name for name in access.groups if name in names]
+    now = EVERYONE if access.visibility == "everybody" else GROUPS if kept else ALONE
     chosen = st.radio(
         "Who may find it", options, index=options.index(now), key=f"{key}-who", horizontal=True, help=PRIVATE
     )
     if chosen == GROUPS:
-        kept = [name for name in access.groups if name in names]
         st.multiselect("Groups", names, default=kept, key=f"{key}-groups")
     return _chosen(key)
 

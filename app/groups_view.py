@@ -24,7 +24,7 @@ def show_groups(parts: Resources) -> None:
     """Every group with its members, and a form for a new one."""
     found = Groups(parts.database).all()
     known = sorted({OPERATOR, *(account for group in found for account in group.members)})
-    with st.expander(f"Groups ({len(found)})", icon=":material/group:"):
+    with st.expander("Groups of accounts", icon=":material/group:"):
         st.caption(ACCOUNTS)
         if problem := st.session_state.pop(PROBLEM, ""):
             st.warning(safe_markdown(problem), icon=":material/block:")
@@ -37,16 +37,16 @@ def show_groups(parts: Resources) -> None:
 
 def _row(parts: Resources, group: Group, known: list[str]) -> None:
     key = f"members-{group.name}"
-    st.session_state.setdefault(key, list(group.members))
+    st.session_state[key] = list(group.members)  # as they are now, whoever changed them
     with st.container(border=True, key=f"group-{group.name}"):
         st.multiselect(
             f"Members of {safe_markdown(group.name)}",
-            sorted({*known, *st.session_state[key]}),
+            known,
             key=key,
             accept_new_options=True,
             placeholder="api:NAME",
             on_change=_members,
-            args=(parts, group.name, key),
+            args=(parts, group, key),
         )
         documents = f"{group.documents} document{'s' if group.documents != 1 else ''}"
         st.button(
@@ -64,13 +64,11 @@ def _create(parts: Resources) -> None:
     _try(lambda: Groups(parts.database).create(st.session_state["new_group_name"] or "", USER))
 
 
-def _members(parts: Resources, name: str, key: str) -> None:
-    """Callback of a group's members: what was chosen joins, what was taken out leaves."""
-    wanted = set(st.session_state[key])
+def _members(parts: Resources, group: Group, key: str) -> None:
+    """Callback: whoever was put in joins and whoever was taken out leaves; `group` is as it was shown."""
+    wanted, shown = set(st.session_state[key]), set(group.members)
     groups = Groups(parts.database)
-    before = next((set(group.members) for group in groups.all() if group.name == name), set())
-    _try(lambda: groups.change(name, join=wanted - before, leave=before - wanted, actor=USER))
-    st.session_state.pop(key)  # shows what is kept now
+    _try(lambda: groups.change(group.name, join=wanted - shown, leave=shown - wanted, actor=USER))
 
 
 def _try(act: Callable[[], object]) -> None:

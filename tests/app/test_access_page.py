@@ -131,6 +131,9 @@ def test_a_group_finds_what_is_given_to_it(parts: Resources, running: Site) -> N
     at.multiselect(key=members).set_value(["api:emil"]).run()
     assert not leaked(asked_over_api(running, "dora"))
     assert leaked(asked_over_api(running, "emil"))
+    Groups(parts.database).change(group.name, leave=["api:emil"])  # elsewhere; this page still shows him
+    at.multiselect(key=members).set_value(["api:emil", "api:fritz"]).run()
+    assert Groups(parts.database).all()[0].members == ("api:fritz",)
     at.button(key=f"ungroup-{group.name}").click().run()
     assert "only you" in shown(open_page("documents"))
     assert not leaked(asked_over_api(running, "emil"))

@@ -60,7 +60,7 @@ def test_every_button_says_what_it_does_and_to_what(running: Site, visit: Visit)
     page = visit.page
     page.goto(f"{running.url}/documents")
     page.locator("[class*=st-key-queue-]", has_text="two.bin.md").wait_for()
-    page.get_by_text("Groups (2)").click()
+    page.get_by_text("Groups of accounts").click()
     page.get_by_role("button", name="Remove legal").wait_for()
     page.locator(f".st-key-delete-{planted.id}").first.wait_for()
     visit.shot("names-documents")
