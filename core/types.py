@@ -14,7 +14,7 @@ class Message(TypedDict):
 
 
 AnswerMode = Literal["answer", "quotes", "refusal", "correction", "chat"]
-"""How an answer came about: written by the model, quoted because the model's reply was not supported,
+"""How an answer came about: written by the model, quoted because the model's reply was not believed,
 refused because the passages do not hold it, taken from a reviewed correction, or small talk."""
 
 
@@ -75,7 +75,10 @@ class Citation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished reply to one question, with everything needed to show, audit and train on it."""
+    """The finished reply to one question, with everything needed to show, audit and train on it.
+
+    `supported` says whether the model's own reply (`raw`) was believed, see `rag.shown`.
+    """
 
     text: str
     raw: str
