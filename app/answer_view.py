@@ -211,7 +211,7 @@ def why(answer: Answer) -> None:
         "Model": answer.model,
         "Adapter": answer.adapter or "none",
         "Kind": answer.mode,
-        "Supported by the cited lines": "yes" if answer.supported else "no",
+        "The model's own reply was believed": "yes" if answer.supported else "no",
         "Prompt version": answer.prompt_version,
         "Times": times,
         "Tokens": counted,

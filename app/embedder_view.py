@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from app.resources import Resources
-from app.run_view import progress
+from app.run_view import cancel_button, progress
 from core.errors import UnderstudyError
 from core.files import read_json
 from core.jobs import Job
@@ -52,13 +52,7 @@ def live(parts: Resources, job_id: str) -> None:
         st.rerun()
     with st.container(border=True):
         progress(job)
-        if job.cancel_requested:
-            st.caption("Cancelling. The embedder in service stays.")
-        else:
-            st.button(
-                "Cancel", icon=":material/cancel:", key="cancel_embedder",
-                on_click=parts.jobs.cancel, args=(job.id,),
-            )  # fmt: skip
+        cancel_button(parts, job, "Cancelling. The embedder in service stays.")
 
 
 def outcome(job: Job) -> None:

@@ -38,16 +38,18 @@ def live(parts: Resources, job_id: str) -> None:
         run = next((run for run in running if run.options.get("job") == job.id), None)
         if run is not None:
             curve(folder_of(parts, run))
-        if job.cancel_requested:
-            st.caption("Cancelling. What is finished is kept.")
-        else:
-            st.button(
-                "Cancel",
-                icon=":material/cancel:",
-                key="cancel_run",
-                on_click=parts.jobs.cancel,
-                args=(job.id,),
-            )
+        cancel_button(parts, job, "Cancelling. What is finished is kept.")
+
+
+def cancel_button(parts: Resources, job: Job, cancelling: str) -> None:
+    """Cancels an open job; `cancelling` is said instead once that was asked for."""
+    if job.cancel_requested:
+        st.caption(cancelling)
+    else:
+        st.button(
+            "Cancel", icon=":material/cancel:", key=f"cancel_{job.kind}",
+            on_click=parts.jobs.cancel, args=(job.id,),
+        )  # fmt: skip
 
 
 def progress(job: Job) -> None:

@@ -7,7 +7,6 @@ signal follows the *thread* that started the child: call `start` and `tick` from
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.children import die_with
 from core.files import write_json
 from core.settings import PROJECT
 
@@ -28,8 +28,6 @@ TAIL_LINES = 6
 QUICK_DEATHS = 5  # deaths in a row before a child is given up
 STEADY_S = 10.0  # a child that was ready, or lived this long, did not die quickly
 STOP_S = 4.0  # between SIGTERM and SIGKILL
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: die_with(parent, signal.SIGTERM),  # also if it dies just now
             )
         child.started = time.monotonic()
         child.ready = False
@@ -214,13 +212,6 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
     except OSError:
         return "    (no log)"
     return "\n".join(f"    {line}" for line in text.strip().splitlines()[-lines:])
-
-
-def _die_with(parent: int) -> None:
-    """Runs in the child before exec: be told when the parent dies, also if it died just now."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

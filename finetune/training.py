@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from core.children import last_words, start, stop
 from core.errors import Cancelled, TrainingError
 from core.files import read_json
 from core.settings import Settings
-from finetune.children import last_words, start, stop
 from finetune.progress import read_progress
 from finetune.train import EXIT_CANCELLED, PROGRESS
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from core.children import last_words, signal_group, start, stop
 from core.db import Database
 from core.errors import ConflictError, run_main
 from core.files import owner_lock
@@ -24,7 +25,6 @@ from core.jobs import Job, Jobs
 from core.runs import Runs
 from core.settings import Settings, load_settings, quiet_environment
 from feedback.store import FeedbackStore
-from finetune.children import last_words, signal_group, start, stop
 
 MODULES = {
     "ingest": "rag.ingest",

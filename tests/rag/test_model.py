@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
-from core.settings import Settings
+from core.settings import PROJECT, Settings
 from core.types import Message
 from rag.model import ModelClient, PromptTooLong, client_of, engine_client, free_port, split_fingerprint
 
@@ -168,3 +171,22 @@ def test_fingerprints() -> None:
     assert split_fingerprint("builtin@a1") == ("builtin", "a1")
     assert split_fingerprint("builtin@base") == ("builtin", None)
     assert split_fingerprint("") == ("", None)
+
+
+def test_a_killed_user_leaves_no_engine_behind(tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text("[]")
+    code = (
+        "import sys, time; from pathlib import Path; from core.settings import load_settings\n"
+        "from rag.model import engine_client\n"
+        "folder = Path(sys.argv[1])\n"
+        "with engine_client(load_settings(data_dir=folder), scripted=folder / 'script.json'):\n"
+        "    print('up', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, text=True, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == "up\n"
+        [engine] = psutil.Process(user.pid).children()
+        user.kill()
+        engine.wait(10)  # raises when it lives on

@@ -1,9 +1,9 @@
-"""Child processes that cannot outlive their parent: `python -m finetune.children PARENT MODULE ARGUMENT ...`.
+"""Children that cannot outlive their parent: `python -m core.children PARENT NICE MODULE ARGUMENT ...`.
 
-An orphan would go on writing into the folders of the run that replaces it. So each child asks the kernel to
-be killed when its parent dies (Linux; elsewhere locks and fencing tokens keep an orphan from doing harm), and
-only then runs the module. Work that may take hours runs at nice 10, so that answering questions keeps its
-turn.
+An orphan would keep its memory, or go on writing into the folders of the run that replaces it. So each child
+asks the kernel to be killed when its parent dies (Linux; elsewhere locks and fencing tokens keep an orphan
+from doing harm), and only then runs the module. Work that may take hours runs at nice 10, so that answering
+questions keeps its turn.
 """
 
 from __future__ import annotations
@@ -14,28 +14,36 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.settings import PROJECT, Settings, child_environment
 
 NICE = 10
 PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def bound(module: str, arguments: Sequence[str], *, nice: int = 0) -> list[str]:
+    """The command that runs `python -m module arguments` for as long as this process lives, at most.
+
+    Start it from a thread that lasts: the kernel ties the child to the thread that made it.
+    """
+    return [sys.executable, "-m", "core.children", str(os.getpid()), str(nice), module, *arguments]
 
 
 def start(
     module: str, arguments: list[str], settings: Settings, log: Path, *, own_group: bool
 ) -> subprocess.Popen[bytes]:
-    """Run `python -m module arguments` at low priority, appending its output to `log`.
+    """Run `python -m module arguments` at low priority (see `bound`), appending its output to `log`.
 
-    Start it from the main thread: the kernel ties the child to the thread that made it. With `own_group`,
-    `stop` reaches the child's own children too.
+    With `own_group`, `stop` reaches the child's own children too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "finetune.children", str(os.getpid()), module, *arguments]
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=PROJECT,
-            env=child_environment(settings), start_new_session=own_group,
+            bound(module, arguments, nice=NICE), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            cwd=PROJECT, env=child_environment(settings), start_new_session=own_group,
         )  # fmt: skip
 
 
@@ -67,16 +75,16 @@ def last_words(log: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent` dies; leave at once when it is dead already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Ask the kernel for this signal when `parent` dies; leave at once when it is dead already."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
-        sys.exit(1)
+        os._exit(1)
 
 
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
-    os.nice(max(0, NICE - os.nice(0)))
-    sys.argv = sys.argv[2:]
+    os.nice(max(0, int(sys.argv[2]) - os.nice(0)))
+    sys.argv = sys.argv[3:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
