@@ -42,6 +42,8 @@ def world(ingestor: Ingestor, settings: Settings, database: Database, reader: Re
         made.model.members[name] = set()
     made.groups.change("sales", [ANNA, OPERATOR])
     made.model.members["sales"] = {ANNA, OPERATOR}
+    made.groups.change("legal", [CARA])  # in a group, but not in that of most documents
+    made.model.members["legal"] = {CARA}
     shapes = [
         Access(),
         Access(OPERATOR, "owner", groups=("sales",)),
