@@ -3,7 +3,7 @@
 The files are made by rule: a title and some sections of the written organisations (`finetune.base_papers`),
 every second one a web page. Each side runs in a process of its own, one after the other, with its libraries
 and model loaded before the clock starts. The product synchronises the folder (`rag.sync`), and again when
-nothing changed. The embedder alone embeds the product's own passages in one call. The script is what tutorials
+nothing changed. The embedder alone embeds the same passages in one call. The script is what tutorials
 show, one step after the other: read every file (web pages through BeautifulSoup; langchain-community, whose
 loaders do no more, is not installed), RecursiveCharacterTextSplitter, langchain_chroma with
 `SentenceTransformer.encode`. Its chunks have 500 characters, so that MiniLM reads all of each. The two cut

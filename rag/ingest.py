@@ -72,7 +72,7 @@ class Ingestor:
         self.vectors = InService(Embedders(settings, database), embedder)
 
     def process(self, documents: Sequence[Document], beat: Callable[[], None] | None = None) -> int:
-        """Embed pending documents and make them ready in one commit; the index has them after its next `sync`.
+        """Embed pending documents and make them ready in one commit; the next `Index.sync` has them.
 
         Returns how many are ready; those that were deleted meanwhile are left out. `beat` is called between
         batches and may raise Cancelled. Raises ConflictError while the passages are to be embedded anew:
