@@ -115,6 +115,20 @@ class Database:
                     ) from error
                 raise
 
+    @contextmanager
+    def relaxed(self) -> Iterator[None]:
+        """Commits of this thread in the block are on the disk with the next one after it, not each at once.
+
+        A process that is killed loses nothing. A power cut may lose the latest of them, never one in the
+        middle, so this is only for what the next run would do again by itself.
+        """
+        connection = self._connection()
+        connection.execute("PRAGMA synchronous=NORMAL")  # sqlite.org/pragma.html: in WAL no sync at a commit
+        try:
+            yield
+        finally:
+            connection.execute("PRAGMA synchronous=FULL")
+
     def _migrate(self) -> None:
         connection = self._connection()
         if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":

@@ -285,31 +285,15 @@ class DocumentStore:
 
         `vectors` has shape (len(ids), 384). Returns False when it or its chunks changed meanwhile.
         """
+        return self.save_documents([(document_id, ids, vectors)]) == 1
+
+    def save_documents(self, embedded: Iterable[tuple[str, Ids, Vectors]]) -> int:
+        """`save_chunks` of several documents, in one commit; returns how many are ready now."""
         with self.database.write() as connection:
-            row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
-            if row is None or row["status"] != "pending":
-                return False
-            stored = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))
-            if {chunk["id"] for chunk in stored} != set(ids):
-                return False  # it stays pending and is taken up again
-            connection.executemany(
-                "UPDATE chunks SET vector = ? WHERE id = ? AND document_id = ?",
-                [
-                    (vector.astype("<f4").tobytes(), i, document_id)
-                    for i, vector in zip(ids, vectors, strict=True)
-                ],
-            )
-            connection.execute(
-                "INSERT INTO chunks_fts (rowid, heading, text)"
-                " SELECT id, ? || ' > ' || heading, text FROM chunks WHERE document_id = ? AND NOT off",
-                (row["title"], document_id),
-            )
-            connection.execute(
-                "UPDATE documents SET status = 'ready', error = '', updated_at = ? WHERE id = ?",
-                (now_ms(), document_id),
-            )
-            bump_version(connection)
-        return True
+            ready = sum(_save(connection, *one) for one in embedded)
+            if ready:
+                bump_version(connection)
+        return ready
 
     def fail(self, document_id: str, reason: str) -> None:
         """Mark a pending document as failed, with the reason shown to users."""
@@ -376,6 +360,29 @@ def _text_hash(text: str) -> str:
 def headline(title: str, heading: str) -> str:
     """What a chunk stands under, as its vector and its search entry hold it."""
     return f"{title} > {heading}" if heading else title
+
+
+def _save(connection: Any, document_id: str, ids: Ids, vectors: Vectors) -> bool:
+    row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
+    if row is None or row["status"] != "pending":
+        return False
+    stored = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))
+    if {chunk["id"] for chunk in stored} != set(ids):
+        return False  # it stays pending and is taken up again
+    connection.executemany(
+        "UPDATE chunks SET vector = ? WHERE id = ? AND document_id = ?",
+        [(vector.astype("<f4").tobytes(), i, document_id) for i, vector in zip(ids, vectors, strict=True)],
+    )
+    connection.execute(
+        "INSERT INTO chunks_fts (rowid, heading, text)"
+        " SELECT id, ? || ' > ' || heading, text FROM chunks WHERE document_id = ? AND NOT off",
+        (row["title"], document_id),
+    )
+    connection.execute(
+        "UPDATE documents SET status = 'ready', error = '', updated_at = ? WHERE id = ?",
+        (now_ms(), document_id),
+    )
+    return True
 
 
 def _remove(connection: Any, document_id: str) -> None:

@@ -160,7 +160,7 @@ class InService:
             return self.plain
         with self._lock:
             if self._tuned is None or self._tuned[0] != identity:
-                self._tuned = identity, Embedder(folder=identity.folder)
+                self._tuned = identity, Embedder(self.plain.half, identity.folder)
             return self._tuned[1]
 
     def warm(self) -> None:

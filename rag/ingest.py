@@ -12,17 +12,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.db import Database, now_ms
-from core.errors import Cancelled, ConflictError, DocumentError, UnderstudyError, run_main
+from core.errors import Cancelled, ConflictError, DocumentError, NotFoundError, UnderstudyError, run_main
 from core.files import owner_lock
 from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore
 from rag.drain import Beat, Drain
-from rag.embed import Embedder
+from rag.embed import Embedder, quick_half
 from rag.embedders import Embedders, InService
 from rag.files import below
 from rag.filetypes import KINDS
@@ -35,7 +36,7 @@ from rag.reader import Reader
 from rag.sync import sync
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
-EMBED_STEP = 64
+EMBED_STEP = 128  # chunks; it takes 4 s on a slow core, and a lease of the worker's lasts longer
 HEARTBEAT_SECONDS = 10.0
 
 Report = Callable[[str], None]
@@ -70,26 +71,37 @@ class Ingestor:
         self.embedder = embedder
         self.vectors = InService(Embedders(settings, database), embedder)
 
-    def process(self, document: Document, beat: Callable[[], None] | None = None) -> None:
-        """Embed a pending document and make it ready; its vectors reach the index with the next `sync`.
+    def process(self, documents: Sequence[Document], beat: Callable[[], None] | None = None) -> int:
+        """Embed pending documents and make them ready in one commit; the next `Index.sync` has them.
 
-        `beat` is called between batches and may raise Cancelled. Raises ConflictError while the passages are
-        to be embedded anew: vectors of two embedders are never mixed.
+        Returns how many are ready; those that were deleted meanwhile are left out. `beat` is called between
+        batches and may raise Cancelled. Raises ConflictError while the passages are to be embedded anew:
+        vectors of two embedders are never mixed.
         """
         if reason := self.index.embedders.mismatch():
             raise ConflictError(reason, "The document waits until then.")
-        pieces = self.documents.chunk_texts(document.id)
+        found: list[tuple[str, list[int]]] = []
+        texts: list[str] = []
+        for document in documents:
+            with suppress(NotFoundError):
+                pieces = self.documents.chunk_texts(document.id)
+                if not pieces:
+                    self.documents.fail(document.id, "The document holds no text that can be searched.")
+                    continue
+                found.append((document.id, [i for i, _ in pieces]))
+                texts += [text for _, text in pieces]
         parts = []
-        for at in range(0, len(pieces), EMBED_STEP):
+        for at in range(0, len(texts), EMBED_STEP):
             if beat is not None:
                 beat()
-            parts.append(self.vectors.encode([text for _, text in pieces[at : at + EMBED_STEP]]))
+            parts.append(self.vectors.encode(texts[at : at + EMBED_STEP]))
         if not parts:
-            self.documents.fail(document.id, "The document holds no text that can be searched.")
-            return
+            return 0
         import numpy as np
 
-        self.documents.save_chunks(document.id, [i for i, _ in pieces], np.concatenate(parts))
+        ends = np.cumsum([len(ids) for _, ids in found])
+        vectors = np.split(np.concatenate(parts), ends[:-1])
+        return self.documents.save_documents((*one, part) for one, part in zip(found, vectors, strict=True))
 
     def process_pending(self, beat: Beat | None = None) -> int:
         """Process every pending document and bring the index up to date; returns how many."""
@@ -146,7 +158,7 @@ class Ingestor:
                 summary.unchanged += 1
                 report(f"unchanged  {document.name}")
             else:
-                self.process(document)
+                self.process([document])
                 summary.added += 1
                 report(f"added      {document.name} ({document.chunks} passages)")
 
@@ -191,7 +203,7 @@ class Ingestor:
 def open_ingestor(settings: Settings) -> Ingestor:
     """An ingestor with its own database connection, index and embedder (all load on first use)."""
     database = Database(settings.database)
-    return Ingestor(settings, database, Index(settings, database), Embedder())
+    return Ingestor(settings, database, Index(settings, database), Embedder(half=quick_half()))
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

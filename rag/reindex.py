@@ -19,7 +19,7 @@ from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings, load_settings, quiet_environment
 from rag.documents import DocumentStore
-from rag.embed import Embedder, Vectors
+from rag.embed import Embedder, Vectors, quick_half
 from rag.embedders import BEFORE, IN_SERVICE, MADE_BY, Embedders, Identity, InService
 from rag.index import Index, IndexStatus
 from rag.passages import put_notes
@@ -57,7 +57,7 @@ class Reindex:
         self.target = target
         self.embedders = Embedders(settings, database)
         self.staged = StagedVectors(database, target.key)
-        self.model = Embedder(folder=target.folder)
+        self.model = Embedder(quick_half(), target.folder)
 
     def embed(self, tell: Tell) -> None:
         """Embed every passage that has no vector of the target yet; the old ones serve meanwhile."""

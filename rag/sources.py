@@ -15,7 +15,7 @@ from rag.documents import SYNCED
 
 @dataclass(frozen=True)
 class Source:
-    """A file below a synchronised folder; `stamp` is (bytes, modification time in ns, inode).
+    """A file below a synchronised folder; `stamp` is (bytes, time of the last change in ns, inode).
 
     A page has the ETag and Last-Modified of the version that is stored instead of a time and an inode.
     """

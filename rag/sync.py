@@ -1,15 +1,16 @@
 """A folder and its documents kept the same: `understudy ingest PATH --sync` adds, updates and removes.
 
-A file whose size, time and inode are as they were costs one `stat`; one whose bytes are as they were is not
-read again. All others are queued first (`rag.queue`) and then read, so everybody sees how far it is. Safe to
-kill anywhere: rows are written after the documents they name, and documents that no row names are removed
-last, so the worker reads what is left in the queue and the next run finishes what this one began.
+A file whose size, time of change and inode are as they were costs one `stat`; one whose bytes are as they
+were is not read again. All others are queued first (`rag.queue`) and then read, so everybody sees how far it
+is. Safe to kill anywhere: rows are written after the documents they name, and documents that no row names are
+removed last, so the worker reads what is left in the queue and the next run finishes what this one began.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sources import Source, Sources, SourceStore
 
+YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system that is met
 READER = "1"  # raise it when a loader learns to read what it refused
 
 Report = Callable[[str], None]
@@ -68,10 +70,12 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
     queue = Queue(store.database, store, store.settings)
     work = QueueWork(queue)
     work.recover()
-    for waiting in queue.put_files(sources.root, stale, found):
-        entry = work.claim(waiting.id)
-        if entry is not None:  # else somebody cancelled it
-            run.entry(work, entry, known)
+    waiting = queue.put_files(sources.root, stale, found)
+    with store.database.relaxed():  # the folder still has what a power cut takes
+        for queued in waiting:
+            entry = work.claim(queued.id)
+            if entry is not None:  # else somebody cancelled it
+                run.entry(work, entry, known)
     gone = sorted(set(known) - set(found))
     if gone:
         sources.remove(gone)
@@ -117,7 +121,7 @@ class _Run:
 
     def file(self, path: Path, name: str, known: Sources) -> Source:
         before = known.get(name)
-        stamp = _stamp(path)
+        stamp = _settled(_stamp(path))
         try:
             data = self.store.read_file(path)
         except DocumentError as error:
@@ -168,8 +172,19 @@ def reader_version() -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last change and inode; unlike the time of modification, nobody can set that back."""
     try:
         seen = os.stat(path, follow_symlinks=False)
     except OSError:
         return 0, 0, 0
-    return seen.st_size, seen.st_mtime_ns, seen.st_ino
+    return seen.st_size, seen.st_ctime_ns, seen.st_ino
+
+
+def _settled(stamp: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The stamp to remember of a file that is about to be read.
+
+    One that has just changed may change again with the same time on it, so it gets a time that no file has
+    and is read once more by the next run (as git does, "racy git").
+    """
+    size, changed, inode = stamp
+    return (size, changed if time.time_ns() - changed > YOUNG_NS else 0, inode)

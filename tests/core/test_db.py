@@ -141,6 +141,25 @@ def test_the_promised_pragmas_hold(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_relaxed_commits_wait_for_no_disk_and_only_there(tmp_path: Path) -> None:
+    database = Database(tmp_path / "a.db")
+
+    def level() -> int:
+        with database.read() as connection:
+            return int(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    def stop() -> None:
+        with database.relaxed():
+            assert level() == 1
+            raise ValueError("stop")
+
+    assert level() == 2
+    with pytest.raises(ValueError, match="stop"):
+        stop()
+    assert level() == 2
+    database.close()
+
+
 def test_connections_end_with_their_threads(tmp_path: Path) -> None:
     """R14: a page's rerun is a new thread; a thousand of them must not use up the file handles."""
     database = Database(tmp_path / "d.db")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rag import embed
-from rag.embed import Embedder, Vectors
+from rag.embed import Embedder, Vectors, quick_half
 
 TEXTS = ["The notice period is 30 days.", "Parking costs 3 EUR.", "Dogs stay outside."]
 
@@ -39,3 +40,20 @@ def test_no_more_than_the_bound_is_remembered(embedder: Embedder, monkeypatch: p
     for text in TEXTS:
         assert len(fresh.similarity("Which?", [text, *TEXTS])) == 4
     assert len(fresh._known) == 3
+
+
+def test_half_vectors_may_be_mixed_with_exact_ones(embedder: Embedder) -> None:
+    texts = [*TEXTS, "Bring the signed contract to room 4. " * 20]
+    half = Embedder(half=True).encode(texts)
+    assert half.dtype == np.float32
+    assert np.allclose(np.linalg.norm(half, axis=1), 1.0, atol=1e-5)
+    assert (half * embedder.encode(texts)).sum(1).min() > 0.999
+
+
+def test_bfloat16_only_where_the_processor_has_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (("avx512f amx_bf16 amx_tile", True), ("avx512f avx512_bf16", False)):
+        (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+        monkeypatch.setattr(embed, "CPU", tmp_path / "cpuinfo")
+        assert quick_half() is expected
+    monkeypatch.setattr(embed, "CPU", tmp_path / "missing")
+    assert not quick_half()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings
 from rag import ingest as module
+from rag.embed import Vectors
 from rag.index import Index
 from rag.ingest import SAMPLES, Ingestor, main
 from rag.reader import Reader
@@ -124,7 +126,7 @@ def test_commands_exit_codes(
     embedder: object,
 ) -> None:
     monkeypatch.setattr(module, "load_settings", lambda: settings)
-    monkeypatch.setattr(module, "Embedder", lambda: embedder)
+    monkeypatch.setattr(module, "Embedder", lambda half: embedder)
     assert main([str(folder / "guide.md")]) == 0
     assert "1 added, 0 unchanged, 0 refused." in capsys.readouterr().out
     assert main([str(folder)]) == 2
@@ -158,7 +160,7 @@ def test_the_job_processes_what_is_pending(
     embedder: object,
 ) -> None:
     monkeypatch.setattr(module, "load_settings", lambda: settings)
-    monkeypatch.setattr(module, "Embedder", lambda: embedder)
+    monkeypatch.setattr(module, "Embedder", lambda half: embedder)
     ingestor.documents.add("guide.md", HANDBOOK, "upload", reader)
     jobs = Jobs(database)
     jobs.submit("ingest")
@@ -173,8 +175,9 @@ def test_the_job_processes_what_is_pending(
 
 
 def test_a_cancelled_job_keeps_what_is_ready(
-    settings: Settings, database: Database, ingestor: Ingestor, reader: Reader
+    ingestor: Ingestor, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rag.drain.GROUP_CHUNKS", 1)
     ingestor.documents.add("guide.md", HANDBOOK, "upload", reader)
     ingestor.documents.add("other.txt", b"Other words stand here.", "upload", reader)
 
@@ -195,3 +198,33 @@ def test_a_document_is_found_after_ingest(
     ingestor.ingest([folder], lambda line: None)
     retriever = Retriever(settings, ingestor.passages.database, index, ingestor.embedder)
     assert "30 days" in retriever.search("How long is the notice period?", 1)[0].text
+
+
+def test_small_documents_are_embedded_together(
+    ingestor: Ingestor, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        ingestor.documents.add(f"{number}.md", b"%s\n\nNumber %d." % (HANDBOOK, number), "upload", reader)
+    asked: list[int] = []
+    encode = ingestor.embedder.encode
+
+    def watched(texts: Sequence[str]) -> Vectors:
+        asked.append(len(texts))
+        return encode(texts)
+
+    monkeypatch.setattr(ingestor.embedder, "encode", watched)
+    assert ingestor.process_pending() == 5
+    assert len(asked) == 1
+    for document in ingestor.documents.list():
+        texts = ingestor.documents.chunk_texts(document.id)
+        stored = ingestor.passages.vectors([i for i, _ in texts])
+        assert (stored * encode([text for _, text in texts])).sum(1).min() > 0.9999
+
+
+def test_a_document_deleted_meanwhile_does_not_stop_the_others(ingestor: Ingestor, reader: Reader) -> None:
+    gone, kept = (
+        ingestor.documents.add(name, HANDBOOK + name.encode(), "upload", reader) for name in ("a.md", "b.md")
+    )
+    ingestor.documents.delete(gone.id)
+    assert ingestor.process([gone, kept]) == 1
+    assert ingestor.documents.get(kept.id).status == "ready"

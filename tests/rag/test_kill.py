@@ -55,7 +55,7 @@ def work(folder: str, first: int, acknowledged: Connection) -> None:
                 f"# Document {number}\n\nIt holds the word w{number}.\n\n## More\n\nA second part {number}.\n"
             )
             document = ingestor.documents.add(f"{number}.md", text.encode(), "folder", reader)
-            ingestor.process(document)
+            ingestor.process([document])
             acknowledged.send(("ready", f"{number}:{document.id}"))
             index.sync()
             if number % 7 == 3:

@@ -101,7 +101,8 @@ def test_a_trial_searches_beside_the_index_and_changes_nothing(
     assert tried != before
     assert dense(retriever) == before
     reindex(settings, database, tuned, "ann", tell)
-    assert dense(retriever) == tried
+    # the trial computes the question in bfloat16 too, where that is quick
+    assert dense(retriever) == pytest.approx(tried, abs=3e-3)
     way.drop()
 
 
@@ -198,4 +199,4 @@ def test_vectors_kept_by_other_weights_of_the_same_name_are_not_used(
     with database.write() as connection:
         connection.execute("UPDATE vectors SET embedder = ?, vector = zeroblob(1536)", (f"{EMBEDDING} old",))
     reindex(settings, database, EMBEDDING, "ann", tell)
-    assert dense(retriever) == before
+    assert dense(retriever) == pytest.approx(before, abs=3e-3)  # exact vectors before, perhaps bfloat16 now

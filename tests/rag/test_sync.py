@@ -60,12 +60,38 @@ def test_adds_updates_and_removes(store: DocumentStore, folder: Path, reader: Re
 def test_unchanged_files_are_not_even_opened(
     store: DocumentStore, folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "YOUNG_NS", 0)
     run(store, folder, reader)
     monkeypatch.setattr(DocumentStore, "read_file", lambda self, path: pytest.fail(f"{path} was read"))
     again = run(store, folder, reader)
     assert not again.touched
     assert again.unchanged == 3
     assert [path for path, _ in again.refused] == ["bad.pdf"]
+
+
+def test_a_change_with_the_same_size_and_times_is_found(
+    store: DocumentStore, folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed within one tick of the clock: every field of `stat` is as it was."""
+    frozen = (folder / "a.md").stat().st_ctime_ns
+    monkeypatch.setattr(module, "_stamp", lambda path: (20, frozen, 1))
+    run(store, folder, reader)
+    (folder / "a.md").write_text("# Apples\n\nApples are big.")
+    monkeypatch.setattr(module, "YOUNG_NS", 0)  # later: it is old when it is read again
+    assert len(run(store, folder, reader).added) == 1
+    assert not run(store, folder, reader).touched
+
+
+def test_a_change_under_a_time_that_was_set_back_is_found(
+    store: DocumentStore, folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "YOUNG_NS", 0)
+    seen = (folder / "a.md").stat()
+    run(store, folder, reader)
+    (folder / "a.md").write_text("# Apples\n\nApples are big.")
+    os.utime(folder / "a.md", ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert (folder / "a.md").stat().st_size == seen.st_size
+    assert len(run(store, folder, reader).added) == 1
 
 
 def test_touched_but_equal_files_are_not_parsed(
