@@ -2,10 +2,10 @@
 
 In a large library time goes into scoring passages, and most that hold a word of the question hold only one
 that stands nearly everywhere. So a passage is scored when it holds one of the rarer words: as many of these,
-rarest first, as stand in SCORED passages together. Its score is that of BM25 with all words. What is left out
-holds common words alone; nothing is where all words stand in fewer passages, as in a small library. MaxScore
-(Turtle and Flood, "Query evaluation: strategies and optimizations", 1995) divides the words in the same way,
-by a bound instead of a budget.
+rarest first, as stand in SCORED passages together, more for a long question. Its score is that of BM25 with
+all words. What is left out holds common words alone; nothing is where all words stand in fewer passages, as in
+a small library. MaxScore (Turtle and Flood, "Query evaluation: strategies and optimizations", 1995) divides
+the words in the same way, by a bound instead of a budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADING_WEIGHT = 1.0
 TEXT_WEIGHT = 1.0
 MAX_TERMS = 64
 MAX_REPEATS = 3
-SCORED = 6_000  # passages; the rarest word's are scored in any case
+SCORED, PER_WORD = 6_000, 1_000  # passages: the greater of the two; the rarest word's are scored in any case
 
 # chunks_fts holds what is ready. What the viewer may not find is read once, as ids: joining every match with
 # its document took four fifths of the time. The + keeps SQLite from asking FTS5 for one id after the other.
@@ -70,14 +70,12 @@ def search(database: Database, question: str, limit: int, viewer: str = NOBODY) 
 
 
 def rarest(passages: Mapping[str, int]) -> set[str]:
-    """The words to look for, given in how many passages each stands: rarest first, SCORED together.
-
-    The rarest of those that stand anywhere is always among them.
-    """
+    """The words to look for, given in how many passages each stands; the rarest that does so at all, always."""
+    most = max(SCORED, PER_WORD * len(passages))
     taken: set[str] = set()
     total = 0
     for term in sorted(passages, key=lambda term: (passages[term], term)):
-        if total and total + passages[term] > SCORED:
+        if total and total + passages[term] > most:
             break
         taken.add(term)
         total += passages[term]

@@ -66,12 +66,19 @@ def test_a_word_said_twice_weighs_twice(filled: Database) -> None:
     assert twice == pytest.approx({i: 2 * score for i, score in once.items()})
 
 
+def few_scored(monkeypatch: pytest.MonkeyPatch, passages: int) -> None:
+    monkeypatch.setattr(lexical, "SCORED", passages)
+    monkeypatch.setattr(lexical, "PER_WORD", 0)
+
+
 def test_rarer_words_are_taken_first_while_their_passages_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lexical, "SCORED", 10)
+    few_scored(monkeypatch, 10)
     assert lexical.rarest({"a": 3, "b": 7, "c": 1}) == {"a", "c"}
     assert lexical.rarest({"a": 3, "b": 6, "c": 1}) == {"a", "b", "c"}
     assert lexical.rarest({"a": 30, "b": 20}) == {"b"}
     assert lexical.rarest({"a": 30, "unknown": 0}) == {"a", "unknown"}
+    monkeypatch.setattr(lexical, "PER_WORD", 6)
+    assert lexical.rarest({"a": 3, "b": 8, "c": 1}) == {"a", "b", "c"}
 
 
 def add_plans(ingestor: Ingestor, reader: Reader, prices: range, access: Access = EVERYBODY) -> None:
@@ -89,7 +96,7 @@ def test_common_words_count_where_a_rarer_one_stands(
     database, question = ingestor.passages.database, "notice period of plan 15 for a price of 17?"
     everything = search(database, question, 50)
     assert len(everything) == 12
-    monkeypatch.setattr(lexical, "SCORED", 5)
+    few_scored(monkeypatch, 5)
     few = search(database, question, 50)
     assert [i for i, _ in few] == [i for i, _ in everything[:2]]
     assert dict(few) == pytest.approx(dict(everything[:2]))
@@ -107,6 +114,6 @@ def test_hidden_passages_do_not_make_a_word_common(
     before = [i for i, _ in search(database, question, 50)]
     assert len(before) == 2
     add_plans(ingestor, reader, range(10, 22), Access("api:mallory", "owner"))
-    monkeypatch.setattr(lexical, "SCORED", 5)
+    few_scored(monkeypatch, 5)
     assert sorted(i for i, _ in search(database, question, 50)) == sorted(before)
     assert len(search(database, "notice", 50, "api:mallory")) == 13
