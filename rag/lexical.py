@@ -3,9 +3,9 @@
 In a large library time goes into scoring passages, and most that hold a word of the question hold only one
 that stands nearly everywhere. So a passage is scored when it holds one of the rarer words: as many of these,
 rarest first, as stand in SCORED passages together, more for a long question. Its score is that of BM25 with
-all words. What is left out holds common words alone; nothing is where all words stand in fewer passages, as in
-a small library. MaxScore (Turtle and Flood, "Query evaluation: strategies and optimizations", 1995) divides
-the words in the same way, by a bound instead of a budget.
+all words. What is left out holds common words alone; in a small library nothing is. MaxScore (Turtle and
+Flood, "Query evaluation: strategies and optimizations", 1995) divides the words in the same way, by a bound
+instead of a budget.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def search(database: Database, question: str, limit: int, viewer: str = NOBODY) 
 
 
 def rarest(passages: Mapping[str, int]) -> set[str]:
-    """The words to look for, given in how many passages each stands; the rarest that does so at all, always."""
+    """The words to look for, given in how many passages each stands: always the rarest that stands anywhere."""
     most = max(SCORED, PER_WORD * len(passages))
     taken: set[str] = set()
     total = 0
