@@ -70,7 +70,7 @@ def search(database: Database, question: str, limit: int, viewer: str = NOBODY) 
 
 
 def rarest(passages: Mapping[str, int]) -> set[str]:
-    """The words to look for, given in how many passages each stands: always the rarest that stands anywhere."""
+    """The words to look for, given how many passages hold each: at least the rarest that any holds."""
     most = max(SCORED, PER_WORD * len(passages))
     taken: set[str] = set()
     total = 0
