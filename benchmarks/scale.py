@@ -11,6 +11,7 @@ at a time, as processor time of their thread: with four at once they would wait 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             index.sync()
             built = time.perf_counter() - began
             retriever = Retriever(settings, database, index, KnownVectors(library.asked))
-            waits = asked_at_once(retriever, list(library.asked))
+            waits, others = asked_at_once(retriever, list(library.asked))
             spent = stages(retriever, library.asked)
             found = recall(index, library, names)
             worded = words_recall(database, list(library.asked))
@@ -88,6 +89,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         Row("building the index", len(library.passages) / built, "passages per second"),
         Row("search, four at once, p50", percentile(waits, 0.5), "ms"),
         Row("search, four at once, p95", slow, "ms", None, f"<= {P95_MS:g}", slow <= P95_MS),
+        Row("processors that other programs kept busy meanwhile", others, f"of {os.cpu_count()}"),
         *(
             Row(f"one at a time, {stage}, p{share}", percentile(ms, share / 100), "ms of CPU")
             for stage, ms in spent.items()
@@ -116,8 +118,8 @@ def made(count: int, embedder: Embedder) -> Library:
     return Library([" ".join(lines[at] for at in part) for part in drawn], vectors, asked)
 
 
-def asked_at_once(retriever: Retriever, questions: Sequence[str]) -> list[float]:
-    """Milliseconds of each question, AT_ONCE asking at the same time."""
+def asked_at_once(retriever: Retriever, questions: Sequence[str]) -> tuple[list[float], float]:
+    """Milliseconds of each question, AT_ONCE asking at the same time; and how many processors others used."""
 
     def ask(question: str) -> float:
         began = time.perf_counter()
@@ -126,7 +128,17 @@ def asked_at_once(retriever: Retriever, questions: Sequence[str]) -> list[float]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(ask, questions[:AT_ONCE]))  # opens the index and a connection for each
-        return list(pool.map(ask, questions))
+        began, busy = time.perf_counter(), _others()
+        waits = list(pool.map(ask, questions))
+        return waits, max(0.0, (_others() - busy) / (time.perf_counter() - began))
+
+
+def _others() -> float:
+    """Seconds of processor time that all other programs have taken."""
+    import psutil
+
+    total = psutil.cpu_times()
+    return float(sum(total) - total.idle - getattr(total, "iowait", 0.0) - time.process_time())
 
 
 def stages(retriever: Retriever, asked: Mapping[str, Vectors]) -> dict[str, list[float]]:
