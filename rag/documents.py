@@ -38,7 +38,7 @@ _COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated
         ON theirs.document_id = other.id AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
         OR theirs.owner = access.owner AND NOT {OFFERED})
         WHERE other.text_hash = documents.text_hash
-        AND other.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
+        AND documents.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
         ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as, owner, visibility, approval"""
 _SELECT = (
     f"SELECT {_COLUMNS} FROM documents JOIN document_access AS access ON access.document_id = documents.id"

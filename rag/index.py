@@ -34,6 +34,7 @@ COLLECTION = "chunks"
 PROBE_SECONDS = 120.0
 MAX_FAILURES = 3
 STEP = 2_000
+SEARCH_WIDTH = 300  # passages that HNSW keeps in view while it searches (`ef`), see docs/log.md
 _SENTINEL = "probe"
 
 Progress = Callable[[float], None]
@@ -303,7 +304,10 @@ class Index:
 
 
 def open_collection(path: Path) -> tuple[Any, Any]:
-    """A Chroma client on `path` and its collection; no telemetry, no embedding function."""
+    """A Chroma client on `path` and its collection; no telemetry, no embedding function.
+
+    An index that was made with another search width keeps its graph and gets today's.
+    """
     import chromadb
     from chromadb.config import Settings as ChromaSettings
 
@@ -312,8 +316,10 @@ def open_collection(path: Path) -> tuple[Any, Any]:
     collection = client.get_or_create_collection(
         COLLECTION,
         embedding_function=None,
-        configuration={"hnsw": {"space": "cosine", "ef_search": 100}},
+        configuration={"hnsw": {"space": "cosine", "ef_search": SEARCH_WIDTH}},
     )
+    if collection.configuration_json["hnsw"]["ef_search"] != SEARCH_WIDTH:  # heeded before the first query
+        collection.modify(configuration={"hnsw": {"ef_search": SEARCH_WIDTH}})
     return client, collection
 
 

@@ -17,7 +17,7 @@ from core.settings import Settings, child_environment
 from rag import index as module
 from rag.documents import DocumentStore
 from rag.embed import DIMENSIONS, Vectors
-from rag.index import Index, main, probe
+from rag.index import SEARCH_WIDTH, Index, main, open_collection, probe
 from rag.reader import Reader
 
 TEXT = "# Doc {n}\n\nUnique words number {n} stand here.\n\n## More\n\nSecond words of {n} here.\n"
@@ -81,6 +81,22 @@ def test_a_damaged_index_is_rebuilt(
     assert fresh.ids() == fresh.passages.ready_ids()
     assert len(fresh.query(drawn(1, 1)[0], 3)) == 3
     fresh.close()
+
+
+def test_an_index_of_an_earlier_version_gets_the_search_width_of_today(
+    index: Index, database: Database, settings: Settings, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database, settings, reader, range(3))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "SEARCH_WIDTH", 100)
+        generation = index.open().generation
+        index.close()
+    assert index.open().generation == generation  # not rebuilt
+    assert len(index.query(drawn(1, 1)[0], 3)) == 3
+    index.close()
+    client, collection = open_collection(settings.data_dir / "index" / str(generation))
+    assert collection.configuration_json["hnsw"]["ef_search"] == SEARCH_WIDTH
+    client.close()
 
 
 def test_old_generations_are_removed(index: Index, settings: Settings) -> None:
