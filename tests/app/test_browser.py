@@ -26,7 +26,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
-SHOTS = os.environ.get("UNDERSTUDY_TEST_SHOTS", "")
+SHOTS = os.environ.get("TEST_SHOTS", "")
 THUMBS = "[class*=st-key-vote-] button"
 PATIENCE = 20_000  # ms; two busy cores
 
