@@ -303,7 +303,10 @@ def _engine(trial: Trial, scratch: Path) -> Iterator[tuple[Server, int]]:
         engine_port=free_port(),
     )  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-m", "engine.server"], cwd=PROJECT, env=child_environment(settings)
+        [sys.executable, "-m", "engine.server"],
+        cwd=PROJECT,
+        env=child_environment(settings),
+        stdout=sys.stderr,  # the rows are all that goes to the other
     ) as process:
         server = Server(f"http://127.0.0.1:{settings.engine_port}", engine_key(settings))
         try:
