@@ -49,7 +49,9 @@ def showing(settings: Settings, model: CatalogModel) -> Show:
     """What the product shows of a reply of the bare model."""
     finder = Finder(embedder().similarity, answers())
     product = Showing(model, settings.support_threshold, finder, lambda adapter, question: False)
-    return lambda case, reply, adapter: product.show(case.question, reply, case.passages, adapter).said
+    return Show(
+        "shown", lambda case, reply, adapter: product.show(case.question, reply, case.passages, adapter).said
+    )
 
 
 def measure(options: argparse.Namespace) -> list[Row]:

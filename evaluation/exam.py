@@ -85,15 +85,19 @@ class Exam:
         """What users would see of a reply."""
         adapters = Taught(self.settings.data_dir / "adapters", self.retriever.embedder)
         showing = Showing(self.model, self.settings.support_threshold, self.retriever, adapters)
+        reads = "with" if self.retriever.answers else "without"
 
-        def show(case: Case, reply: str, adapter: str | None) -> str:
+        def said(case: Case, reply: str, adapter: str | None) -> str:
             return showing.show(searched_for(case.messages), reply, case.passages, adapter).said
 
-        return show
+        return Show(f"shown at support {showing.threshold:g}, {reads} cross-encoder", said)
 
 
 def searched_for(messages: Sequence[Message]) -> str:
-    """What was searched for when a prompt was built: its question, with the words that a follow-up needs."""
+    """What was searched for when a prompt was built: its question, with the words that a follow-up needs.
+
+    A prompt of a model that reads no earlier turns does not hold them: there a follow-up counts as it stands.
+    """
     *earlier, asked = [message["content"] for message in messages if message["role"] == "user"]
     return with_context(asked_in(asked), earlier)
 

@@ -26,8 +26,16 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds between tries while the engine is busy or restarting; then the evaluation gives up."""
 
 
-Show = Callable[[Case, str, str | None], str]
-"""What users see of a reply to a case, as a model would write it; the third is the adapter that wrote it."""
+@dataclass(frozen=True)
+class Show:
+    """What users see of replies, for judging them by it.
+
+    `said` gets a case, a reply and the adapter that wrote it, and returns what is shown as a model would
+    write it. `name` says all that it depends on: results that were judged otherwise are set aside.
+    """
+
+    name: str
+    said: Callable[[Case, str, str | None], str]
 
 
 class Client(Protocol):
@@ -128,7 +136,7 @@ def ask(client: Client, case: Case, model: str, sampling: Mapping[str, Any] = GR
 
 def as_shown(case: Case, result: Result, show: Show) -> Result:
     """The result judged by what is shown of it."""
-    said = show(case, result.reply, result.adapter)
+    said = show.said(case, result.reply, result.adapter)
     return replace(result, reply=said, raw=result.reply, scores=score(case, said))
 
 
@@ -215,7 +223,7 @@ class _Kept:
         self.path = folder / RESULTS
         blob = json.dumps([asdict(case) for case in cases], sort_keys=True).encode()
         asked = {"model": model, "cases": hashlib.sha256(blob).hexdigest(), "sampling": dict(sampling)}
-        asked |= {"judged": "as shown" if show else "as written"}
+        asked["judged_as"] = show.name if show else "written"
         if not (folder / ASKED).exists() or read_json(folder / ASKED) != asked:
             (folder / CARD).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)

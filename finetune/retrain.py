@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from core.runs import Run, Runs
 from core.settings import Settings, load_settings, quiet_environment
 from evaluation import report
 from evaluation.exam import Exam, citer, engine, golden
-from evaluation.gate import Verdict, judge
+from evaluation.gate import judge
 from evaluation.run import Result, evaluate
 from feedback.dataset import FEWEST, PREFERENCE, SFT, Dataset, freeze, load, split
 from finetune.export import Lineage, export
@@ -66,6 +67,11 @@ class Retraining:
         """The adapters."""
         return AdapterRegistry(self.database, self.settings.data_dir / "adapters")
 
+    @cached_property
+    def exam(self) -> Exam:
+        """What the candidate will be asked."""
+        return Exam(self.settings, self.database, self.model)
+
     def go(self) -> Run:
         """Run every step that is not done yet; returns the finished run (promoted or refused)."""
         begun = self.step("begin", self.begin)
@@ -78,10 +84,8 @@ class Retraining:
         plans = self.plans(dataset)
         self.train(plans)
         candidate = self.step("export", lambda: self.export(plans, dataset, begun))["adapter"]
-        before, after = self.ask_both(dataset, begun["on_stage"], candidate)
-        verdict = judge(before, after)
-        self.step("gate", lambda: self.record(verdict, before, after, candidate, begun))
-        return self.take_the_stage(verdict, candidate, begun["seq"])
+        gate = self.step("gate", lambda: self.judge(dataset, candidate, begun))
+        return self.take_the_stage(gate["passed"], gate["reason"], candidate, begun["seq"])
 
     def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a step's card says; the work is done, and the card written, only when there is none."""
@@ -153,6 +157,7 @@ class Retraining:
         trained = self.folder / stage_name(len(plans), plans[-1]) / "adapter"
         base = trainable_folder(self.settings, self.model)
         adapter = export(trained, base, self.registry.folder, lineage)
+        self.exam.remember(self.registry.folder / adapter.id, dataset.sft())
         self.registry.register(adapter)
         Runs(self.database).record(self.run.id, adapter_id=adapter.id)
         return {"adapter": adapter.id, "sha256": adapter.sha256}
@@ -163,9 +168,7 @@ class Retraining:
         """Ask the adapter on stage (or the bare base) and the candidate every question of the exam."""
         self.tell(0.7, "Setting the exam")
         Runs(self.database).record(self.run.id, stage="evaluate")
-        exam = Exam(self.settings, self.database, self.model)
-        exam.remember(self.registry.folder / candidate, dataset.sft())
-        cases, show = exam.set(dataset.heldout(), self.folder / "exam"), exam.show
+        cases = self.exam.set(dataset.heldout(), self.folder / "exam")
         results = []
         with engine(self.settings) as client:
             for name, model, share in (("before", on_stage or "base", 0.72), ("after", candidate, 0.85)):
@@ -174,20 +177,18 @@ class Retraining:
                     self.tell(share + 0.13 * done / total, f"Asking {model}, question {done} of {total}")
 
                 results.append(
-                    evaluate(client, cases, model, folder=self.folder / name, progress=tell, show=show)
+                    evaluate(
+                        client, cases, model, folder=self.folder / name, progress=tell, show=self.exam.show
+                    )
                 )
         return results[0], results[1]
 
-    def record(
-        self,
-        verdict: Verdict,
-        before: list[Result],
-        after: list[Result],
-        candidate: str,
-        begun: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Write the report and the verdict down, whatever it is."""
+    def judge(self, dataset: Dataset, candidate: str, begun: dict[str, Any]) -> dict[str, Any]:
+        """Ask both, and write the report and the verdict down, whatever it is."""
+        before, after = self.ask_both(dataset, begun["on_stage"], candidate)
         self.tell(0.98, "Judging")
+        Runs(self.database).record(self.run.id, stage="gate")
+        verdict = judge(before, after)
         summary = report.summary(before, after, verdict)
         lineage = {
             "run": self.run.id, "base": self.model.id, "base sha256": begun["base_sha256"],
@@ -201,15 +202,15 @@ class Retraining:
         Runs(self.database).record(self.run.id, report=summary)
         return {"passed": verdict.passed, "reason": verdict.reason, "table": report.table(before, after)}
 
-    def take_the_stage(self, verdict: Verdict, candidate: str, seq: int) -> Run:
+    def take_the_stage(self, passed: bool, why: str, candidate: str, seq: int) -> Run:
         """Promote the candidate if it passed and the stage is as it was at the start."""
         runs = Runs(self.database)
-        if not verdict.passed:
+        if not passed:
             return runs.record(self.run.id, status="refused", stage="done")
         now = self.registry.on_stage(self.model.id)
         if now is None or now.adapter_id != candidate:  # a killed run may have promoted it already
             try:
-                reason = f"run {self.run.id}: {verdict.reason}"
+                reason = f"run {self.run.id}: {why}"
                 self.registry.promote(candidate, "gate", reason, expected_seq=seq)
             except ConflictError as error:
                 return runs.record(self.run.id, status="refused", stage="done", error=str(error))

@@ -46,7 +46,7 @@ class CrossEncoder:
     def answers(self, question: str, lines: Sequence[str]) -> list[float]:
         """For each line (see `rag.citations.line_of`) the probability, 0 to 1, that it answers `question`.
 
-        The latest are remembered, since the support check asks again about the lines of the prompt.
+        The latest are remembered, since `rag.shown` asks again about the lines of the prompt.
         """
         with self._lock:
             missing = [line for line in dict.fromkeys(lines) if (question, line) not in self._known]

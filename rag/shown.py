@@ -63,21 +63,25 @@ class Showing:
         resolved = resolve(raw, passages)
         if resolved.refused and (not self.model.second_look or self._knows(question, adapter)):
             return Shown(REFUSED, "refusal", True, REFUSAL)
-        quoted = quote(question, passages, self.finder.similarity, self.finder.answers)
         held = resolved.text and not resolved.refused and support(raw, passages) >= self.threshold
-        if held and (self._agrees(resolved, quoted) or self._knows(question, adapter)):
-            said = mended(raw, passages) if self.model.cite_first else raw
-            return Shown(resolve(said, passages), "answer", True, said)
+        if held and (not self._doubts or self._knows(question, adapter)):
+            return self._as_written(raw, passages)
+        quoted = quote(question, passages, self.finder.similarity, self.finder.answers)
         if quoted is None:
             return Shown(REFUSED, "refusal", resolved.refused, REFUSAL)
-        unit = quoted.units[0]
+        [unit] = quoted.units
+        if held and unit in resolved.units:
+            return self._as_written(raw, passages)
         return Shown(quoted, "quotes", False, f"[{unit.number}] {unit.text}")
 
-    def _agrees(self, resolved: Resolved, quoted: Resolved | None) -> bool:
-        """Whether a small model cites the line that would be quoted; others need not."""
-        if not self.model.second_look or self.finder.answers is None:
-            return True
-        return quoted is not None and quoted.units[0] in resolved.units
+    def _as_written(self, raw: str, passages: Sequence[Passage]) -> Shown:
+        said = mended(raw, passages) if self.model.cite_first else raw
+        return Shown(resolve(said, passages), "answer", True, said)
+
+    @property
+    def _doubts(self) -> bool:
+        """Whether a supported reply is not enough, and there is something that knows better."""
+        return self.model.second_look and self.finder.answers is not None
 
     def _knows(self, question: str, adapter: str | None) -> bool:
         return adapter is not None and self.taught(adapter, question)

@@ -74,10 +74,10 @@ def test_replies_are_judged_as_users_see_them(house: Ingestor, tmp_path: Path) -
     case = exam.set([], tmp_path / "exam")[0]
     right = "[1] The notice period is 30 days."
     wrong = next(unit for p in case.passages for unit in p.units if "25 days" in unit.text)
-    assert exam.show(case, right, None) == right
-    assert exam.show(case, REFUSAL, None) == right
-    assert exam.show(case, f"[{wrong.number}] {wrong.text}", None) == right  # not the line that is quoted
-    assert exam.show(case, "[1] The notice period is 31 days.", None) == right
+    assert exam.show.said(case, right, None) == right
+    assert exam.show.said(case, REFUSAL, None) == right
+    assert exam.show.said(case, f"[{wrong.number}] {wrong.text}", None) == right  # not the best line
+    assert exam.show.said(case, "[1] The notice period is 31 days.", None) == right
 
 
 def test_an_adapter_is_believed_on_what_it_was_taught(house: Ingestor, tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_an_adapter_is_believed_on_what_it_was_taught(house: Ingestor, tmp_path:
         folder = house.settings.data_dir / "adapters" / adapter
         folder.mkdir(parents=True)
         exam.remember(folder, [{"messages": [*build(question, case.passages, BUILTIN).messages, {}]}])
-    assert exam.show(case, said, "one") == said
-    assert exam.show(case, REFUSAL, "one") == REFUSAL
-    assert exam.show(case, said, "two") != said
-    assert exam.show(case, REFUSAL, "two") != REFUSAL
+    assert exam.show.said(case, said, "one") == said
+    assert exam.show.said(case, REFUSAL, "one") == REFUSAL
+    assert exam.show.said(case, said, "two") != said
+    assert exam.show.said(case, REFUSAL, "two") != REFUSAL
 
 
 def test_what_was_searched_for_is_read_from_the_prompt() -> None:

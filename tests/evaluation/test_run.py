@@ -13,7 +13,7 @@ from core.errors import Cancelled, ConflictError, EngineError, ModelError, Stora
 from core.settings import load_settings
 from evaluation import run
 from evaluation.cases import Case
-from evaluation.run import Result, asked_of_both, evaluate, load_results, mean, quote_replies
+from evaluation.run import Result, Show, asked_of_both, evaluate, load_results, mean, quote_replies
 from rag.model import ModelClient, PromptTooLong, Reply, engine_client
 from rag.prompt import REFUSAL
 from tests.evaluation.made import case
@@ -94,7 +94,7 @@ def test_what_is_shown_is_judged_and_the_models_words_are_kept(client: ModelClie
         asked.append((reply, adapter))
         return REFUSAL
 
-    shown = evaluate(client, CASES, "base", folder=tmp_path, show=show)  # judged otherwise: asked anew
+    shown = evaluate(client, CASES, "base", folder=tmp_path, show=Show("shown", show))  # asked anew
     assert asked == [(result.reply, None) for result in written]
     assert [result.raw for result in shown] == [result.reply for result in written]
     assert {result.reply for result in shown} == {REFUSAL}

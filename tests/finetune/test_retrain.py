@@ -23,7 +23,7 @@ from core.files import owner_lock, read_json
 from core.jobs import Jobs
 from core.runs import Run, Runs
 from core.settings import PROJECT, Settings, child_environment
-from evaluation.gate import Rules, Verdict, judge
+from evaluation.gate import Rules, judge
 from evaluation.run import load_results
 from finetune.orders import Tell, open_run, run_here
 from finetune.telling import Heartbeat, Terminal
@@ -32,7 +32,6 @@ from rag.prompt import REFUSAL
 from tests.finetune.loop import give_feedback, settings_for
 from tests.tiny import TinyModel, register_adapter
 
-PASSED = Verdict(True, (), 0.5, 0.4, 0.6)
 SILENT: Callable[[float, str], None] = lambda progress, sentence: None  # noqa: E731
 
 
@@ -123,7 +122,7 @@ def _die(*_: object) -> None:
 
 def test_a_refused_candidate_stays_off_the_stage(settings: Settings, database: Database) -> None:
     run = Runs(database).start({"methods": ["sft"]})
-    refused = loop(settings, database, run).take_the_stage(replace(PASSED, passed=False), "any", 0)
+    refused = loop(settings, database, run).take_the_stage(False, "Worse.", "any", 0)
     assert refused.status == "refused"
     assert AdapterRegistry(database, settings.data_dir / "adapters").on_stage("tiny-256") is None
 
@@ -137,7 +136,7 @@ def test_a_race_for_the_stage_is_lost_openly(
     run = Runs(database).start({"methods": ["sft"]})
     at_start = loop(settings, database, run).begin()
     registry.promote(theirs.id, "ann", "by hand")
-    lost = loop(settings, database, run).take_the_stage(PASSED, ours.id, at_start["seq"])
+    lost = loop(settings, database, run).take_the_stage(True, "Better.", ours.id, at_start["seq"])
     assert lost.status == "refused"
     assert "Another adapter was promoted meanwhile" in lost.error
     stage = registry.on_stage(tiny_model.id)

@@ -86,7 +86,11 @@ def test_without_a_cross_encoder_support_is_enough() -> None:
 
 
 def test_a_model_that_judges_well_needs_support_alone() -> None:
+    def unasked(question: str, lines: Sequence[str]) -> list[float]:
+        raise AssertionError("reading the lines again takes seconds on some machines")
+
     able = replace(SHOWING, model=replace(BUILTIN, second_look=False, cite_first=False))
+    assert replace(able, finder=Opinions(unasked)).show(QUESTION, SECOND, PASSAGES).said == SECOND
     assert able.show(QUESTION, SECOND, PASSAGES).said == SECOND
     assert able.show(QUESTION, REFUSAL, PASSAGES).mode == "refusal"
     assert able.show(QUESTION, "[1] The notice period is 31 days.", PASSAGES).mode == "quotes"
