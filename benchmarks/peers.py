@@ -88,7 +88,18 @@ def _raw(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _lock(options: argparse.Namespace) -> Any:
+    from engine.native import AMX
+
     library = importlib.import_module("llama_cpp")
+    if AMX in library.llama_print_system_info():  # without this it crashes there, see engine/native.py
+        defaults = library.llama_cpp.llama_model_default_params
+
+        def plain() -> Any:
+            params = defaults()
+            params.use_extra_bufts = False
+            return params
+
+        library.llama_cpp.llama_model_default_params = plain
     llama = library.Llama(
         str(options.model), n_ctx=options.context, n_threads=options.threads,
         n_threads_batch=options.threads, verbose=False,
