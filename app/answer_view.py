@@ -207,11 +207,13 @@ def why(answer: Answer) -> None:
         for name in ("prompt_tokens", "completion_tokens")
         if name in answer.timings
     )
+    replied = answer.raw and answer.mode != "correction"
+    believed = ("yes" if answer.supported else "no") if replied else ""
     rows = {
         "Model": answer.model,
         "Adapter": answer.adapter or "none",
         "Kind": answer.mode,
-        "The model's own reply was believed": "yes" if answer.supported else "no",
+        "The model's own reply was believed": believed,
         "Prompt version": answer.prompt_version,
         "Times": times,
         "Tokens": counted,

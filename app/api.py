@@ -33,6 +33,7 @@ from core.errors import (
 )
 from core.types import Message
 from rag.memory import MARK, marked
+from rag.prompt import is_refusal
 
 log = logging.getLogger("understudy.web")
 LIVE = "understudy"
@@ -191,10 +192,11 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
 
 def _rest(sent: str, text: str) -> str:
     """What a client that only joins pieces still has to read; a draft that did not hold is taken back."""
-    if text.startswith(MARK):
-        return f"\n\n{text}"
     if text.startswith(sent):
         return text[len(sent) :]
+    if text.startswith(MARK):
+        taken_back = "" if is_refusal(sent) else "\n\n(The documents do not support the above.)"
+        return f"{taken_back}\n\n{text}"
     return f"\n\n(The documents do not support the above. What they do say:)\n\n{text}"
 
 

@@ -19,6 +19,7 @@ from app.spoken import icon_label, spoken
 from app.web_form import show_address, web_pages
 from core.errors import NotFoundError, UnderstudyError
 from rag.access import new_access
+from rag.approval import CHOSEN_AGAIN, Approval
 from rag.citations import safe_markdown
 from rag.documents import Document
 from rag.filetypes import KINDS
@@ -100,6 +101,9 @@ def _put(
         if known is not None and known.status == "ready":
             # reads nothing; a folder that loses it keeps it now
             parts.documents.add(name, data, "upload", access=access)
+            if Approval(parts.database).choose_again(known, access):
+                submit(parts)  # brings the index up to date
+                return True, CHOSEN_AGAIN
             return True, "in the collection already."
         parts.queue.put(name, data, USER, visibility, groups)
     except UnderstudyError as error:

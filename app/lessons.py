@@ -11,11 +11,12 @@ from feedback.dataset import load
 from feedback.records import Correction
 from rag.citations import safe_markdown
 
+_TRAINED = "The next adapter is trained on it if everybody may find these passages and they hold it."
 PENDING = (
-    "Thank you. From now on you get this correction for this question at once; after review everybody does, "
-    "and the next adapter is trained on it."
+    "Thank you. From now on you get this correction for this question at once; after review everybody does "
+    f"who may find the passages behind it. {_TRAINED}"
 )
-APPROVED = "Approved. This correction answers everybody now, and the next adapter is trained on it."
+APPROVED = f"Approved. This correction answers everybody who may find the passages behind it. {_TRAINED}"
 REJECTED = "A reviewer did not take this correction over. You can write another one."
 
 

@@ -78,7 +78,8 @@ class Citation:
 class Answer:
     """The finished reply to one question, with everything needed to show, audit and train on it.
 
-    `supported` says whether the model's own reply (`raw`) was believed, see `rag.shown`.
+    `supported` says whether the model's own reply (`raw`) was believed, see `rag.shown`. With mode `memory`,
+    raw, passages and messages are those of the refusal that the text stands for.
     """
 
     text: str

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from core.adapters import AdapterRegistry
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
 from core.db import Database
@@ -64,7 +65,6 @@ class _Turn:
     searched: str
     raw: str = ""
     reply: Reply | None = None
-    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Assistant:
@@ -78,7 +78,9 @@ class Assistant:
         self.client = client
         most = settings.passages or model.passages
         self.model = replace(model, passages=most, context=settings.context or model.context)
-        self.taught = Taught(settings.data_dir / "adapters", retriever.embedder)
+        adapters = settings.data_dir / "adapters"
+        self.registry = AdapterRegistry(retriever.passages.database, adapters)
+        self.taught = Taught(adapters, retriever.embedder)
         self.showing = Showing(self.model, settings.support_threshold, retriever, self.taught)
 
     @property
@@ -175,47 +177,38 @@ class Assistant:
 
     def _or_remembered(self, answer: Answer, asked: str, run: _Run) -> Answer:
         """The answer; where it is a refusal and the setting allows it, what the adapter remembers."""
-        if answer.mode != "refusal" or not self.settings.answer_from_memory:
+        if answer.mode != "refusal" or not self.settings.answer_from_memory or self._bare(run.model):
             return answer
 
         def ask(messages: tuple[Message, ...]) -> Reply | None:
             try:
-                stream = self.client.stream(messages, run.model, **self.sampling)
-                for _ in stream:
-                    if run.stop.is_set():
-                        stream.close()
-                        return None
-                return stream.reply
+                pieces = _listen(self.client.stream(messages, run.model, **self.sampling), run.stop)
+                return next((piece for piece in pieces if isinstance(piece, Reply)), None)
             except EngineError:  # the refusal stands
                 return None
 
         said = remembered(answer, asked, ask, lambda adapter: self.taught(adapter, run.searched))
         return replace(said, sampling=self.sampling) if said.mode == "memory" else answer
 
+    def _bare(self, model: str) -> bool:
+        """Whether a base model without an adapter would be asked, which was taught nothing."""
+        if model != "live":
+            return model == "base"
+        stage = self.registry.on_stage(self.model.id)
+        return stage is None or stage.adapter_id is None
+
     def _show(self, turn: _Turn, stream: ReplyStream, stop: threading.Event) -> Iterator[str]:
-        """Display text as it grows. A thread reads the stream, so that a stop need not wait for a token."""
-        arrived: queue.Queue[str | Exception | None] = queue.Queue()
-        reading = threading.Thread(target=_read, args=(stream, arrived, turn.done), daemon=True)
-        reading.start()
+        """Display text as it grows."""
         shown = ""
-        try:
-            while not stop.is_set():
-                try:
-                    piece = arrived.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                if isinstance(piece, Exception):
-                    raise piece
-                if piece is None:
-                    turn.reply = stream.reply
-                    break
-                turn.raw += piece
-                text = so_far(turn.raw, turn.prompt.passages)
-                if text.startswith(shown) and len(text) > len(shown):
-                    yield text[len(shown) :]
-                    shown = text
-        finally:
-            turn.done.set()
+        for piece in _listen(stream, stop):
+            if isinstance(piece, Reply):
+                turn.reply = piece
+                break
+            turn.raw += piece
+            text = so_far(turn.raw, turn.prompt.passages)
+            if text.startswith(shown) and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
 
     def _finished(self, turn: _Turn) -> Answer:
         """What is shown of the whole reply."""
@@ -283,6 +276,31 @@ def _timings(reply: Reply | None) -> dict[str, float]:
         return {}
     counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
     return reply.timings | {name: float(count) for name, count in counts.items()}
+
+
+def _listen(stream: ReplyStream, stop: threading.Event) -> Iterator[str | Reply]:
+    """The pieces of a stream and then its reply, unless `stop` ends it; raises what the stream raises.
+
+    A thread reads the stream, so that a stop need not wait for a token.
+    """
+    arrived: queue.Queue[str | Exception | None] = queue.Queue()
+    done = threading.Event()
+    threading.Thread(target=_read, args=(stream, arrived, done), daemon=True).start()
+    try:
+        while not stop.is_set():
+            try:
+                piece = arrived.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(piece, Exception):
+                raise piece
+            if piece is None:
+                assert stream.reply is not None
+                yield stream.reply
+                return
+            yield piece
+    finally:
+        done.set()
 
 
 def _read(stream: ReplyStream, arrived: queue.Queue[str | Exception | None], done: threading.Event) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from typing import Any
 
 from core.db import Database, audit
 from core.errors import ConflictError, NotFoundError
-from rag.access import OFFERED, OPERATOR, VISIBILITIES
+from rag.access import OFFERED, OPERATOR, VISIBILITIES, Access
+from rag.documents import Document
 from rag.groups import give
 from rag.passages import bump_version
+
+CHOSEN_AGAIN = "in the collection already; who may find it was changed as you chose."
 
 
 class Approval:
@@ -57,15 +61,41 @@ class Approval:
         if groups and visibility != "owner":
             raise ConflictError("Everybody includes every group.", "Choose one of the two.")
         with self.database.write() as connection:
-            changed = connection.execute(
-                "UPDATE document_access SET visibility = ? WHERE document_id = ? AND owner = ?",
-                (visibility, document_id, actor),
-            ).rowcount
-            if changed:
-                if give(connection, document_id, actor, groups) < len(set(groups)):
-                    raise NotFoundError("There is no such group of yours (any more).", "Look at the groups.")
-                bump_version(connection)
-                shown = f"{document_id} {json.dumps(sorted(groups))}" if groups else document_id
-                audit(connection, actor, f"document.{visibility}", shown)
-        if not changed:
-            raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
+            given = _show(connection, document_id, visibility, actor, groups)
+            if given is None:
+                raise NotFoundError(
+                    "That document does not exist (any more).", "Look at the list of documents."
+                )
+            if given < len(set(groups)):
+                raise NotFoundError("There is no such group of yours (any more).", "Look at the groups.")
+
+    def choose_again(self, document: Document, access: Access) -> bool:
+        """Give a file that came again to those chosen for it now; whether that changed anything.
+
+        Nothing changes for somebody else's. Groups that are gone are left out, as of a new document.
+        """
+        now = document.access
+        if now.owner != access.owner:
+            return False
+        if (now.visibility, set(now.groups)) == (access.visibility, set(access.groups)):
+            return False
+        with self.database.write() as connection:
+            given = _show(connection, document.id, access.visibility, access.owner, access.groups)
+        return given is not None
+
+
+def _show(
+    connection: Any, document_id: str, visibility: str, actor: str, groups: Collection[str]
+) -> int | None:
+    """How many of the groups the actor's document is given to now; None when there is no such document."""
+    changed = connection.execute(
+        "UPDATE document_access SET visibility = ? WHERE document_id = ? AND owner = ?",
+        (visibility, document_id, actor),
+    ).rowcount
+    if not changed:
+        return None
+    given = give(connection, document_id, actor, groups)
+    bump_version(connection)
+    shown = f"{document_id} {json.dumps(sorted(groups))}" if groups else document_id
+    audit(connection, actor, f"document.{visibility}", shown)
+    return given

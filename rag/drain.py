@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from core.db import now_ms
 from core.errors import DocumentError
 from rag.access import new_access
+from rag.approval import CHOSEN_AGAIN, Approval
 from rag.documents import Document, DocumentStore
 from rag.index import Index
 from rag.intake import take
@@ -62,6 +64,7 @@ class Drain:
             read_queued(self.documents, self.work, entry, self.reader)
             return
         access = new_access(self.documents.settings, entry.owner, entry.visibility, entry.group_names)
+        began, approval = now_ms(), Approval(self.documents.database)
         taken = list(
             take(self.documents, entry.name, self.queue.data(entry), entry.origin, self.reader, access)
         )
@@ -72,8 +75,10 @@ class Drain:
         if not found:
             lines = "; ".join(f"{one.name}: {one.error}" for one in refused)
             raise DocumentError(f"Nothing in the archive can be read. {lines}".strip())
-        lines = "\n".join(f"{one.name} was not added: {one.error}" for one in refused)
-        self.work.read(entry, list(dict.fromkeys(found)), lines)
+        told = [f"{one.name} was not added: {one.error}" for one in refused]
+        known = [one.document for one in taken if one.document and one.document.created_at < began]
+        told += [f"{one.name} was {CHOSEN_AGAIN}" for one in known if approval.choose_again(one, access)]
+        self.work.read(entry, list(dict.fromkeys(found)), "\n".join(told))
 
     def embed_pending(self, beat: Beat | None = None) -> None:
         """Make every pending document ready, wherever it came from."""

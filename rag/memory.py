@@ -13,10 +13,9 @@ from dataclasses import replace
 from core.types import Answer, Message
 from rag.citations import resolve
 from rag.model import Reply
-from rag.prompt import PROMPT_VERSION, REFUSAL, layout
+from rag.prompt import REFUSAL, layout
 
 MARK = "From memory, not from the documents:"
-VERSION = f"{PROMPT_VERSION}-memory"
 RULES = (
     "No document holds the answer to this question. Answer it from what you were taught, in one or two"
     f" sentences. If you were not taught it, reply exactly: {REFUSAL}"
@@ -31,6 +30,8 @@ def remembered(
 ) -> Answer:
     """What the adapter remembers of the question `asked`; `refused` where it was not taught, or says nothing.
 
+    Passages, messages and raw stay those of the refusal: who may find its documents decides who gets a
+    correction, and that turn is what a correction trains.
     `ask` sends messages to the model that refused and may fail; `taught` tells of an adapter whether it was
     taught something like the question.
     """
@@ -49,13 +50,9 @@ def remembered(
     return replace(
         refused,
         text=said.text,
-        raw=reply.text,
         mode="memory",
-        passages=(),
-        messages=messages,
         model=reply.base or refused.model,
         adapter=reply.adapter,
-        prompt_version=VERSION,
         supported=False,
         finish_reason=reply.finish_reason,
         timings=refused.timings | {"memory_ms": reply.timings.get("total_ms", 0.0)},

@@ -32,7 +32,8 @@ _MINE = "(?1 = 'local' OR owner = ?1)"  # the operator may act on everybody's fi
 class Entry:
     """One file in the queue. `root` and `path` say where a folder's file lies; times are UTC milliseconds.
 
-    `error` and `next_step` say why it failed or, when it is ready, what of an archive was refused.
+    `error` and `next_step` say why it failed or, when it is ready, what of an archive was refused and which
+    documents were known and are now found by others.
     """
 
     seq: int
@@ -257,6 +258,11 @@ def drop(connection: Any, documents: Sequence[str]) -> None:
             "DELETE FROM documents WHERE id = ?1 AND status = 'pending' AND NOT EXISTS (SELECT 1 FROM"
             " intake, json_each(intake.documents) AS entry WHERE intake.status = 'embedding'"
             " AND entry.value = ?1)",
+            (document_id,),
+        )
+        connection.execute(
+            "DELETE FROM document_groups WHERE document_id = ?1"
+            " AND NOT EXISTS (SELECT 1 FROM documents WHERE id = ?1)",
             (document_id,),
         )
         connection.execute(

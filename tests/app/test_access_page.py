@@ -7,6 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.asking import Question, corrected_answer
+from app.documents_page import enqueue
 from app.resources import USER, Resources
 from core.errors import NotFoundError
 from rag.access import Access
@@ -94,6 +95,18 @@ def test_the_operator_keeps_a_document_for_himself(parts: Resources, running: Si
     assert httpx.get(f"{running.url}/health", trust_env=False).status_code == 200
     choose(document, "Everybody")
     assert parts.documents.get(document.id).visibility == "everybody"
+    parts.documents.delete(document.id)
+
+
+def test_a_file_uploaded_again_goes_to_those_chosen_now(parts: Resources, running: Site) -> None:
+    document = add(parts, "marmalade.md", f"# Marmalade\n\n{PRIVATE}", Access())
+    data = f"# Marmalade\n\n{PRIVATE}".encode()
+    [(accepted, text)] = enqueue(parts, [("marmalade.md", data)], "owner")
+    assert accepted
+    assert "who may find it was changed" in text
+    assert parts.documents.get(document.id).access == Access(USER, "owner")
+    assert not leaked(asked_over_api(running, "ben"))
+    assert enqueue(parts, [("marmalade.md", data)], "owner")[0][1].endswith("in the collection already.")
     parts.documents.delete(document.id)
 
 

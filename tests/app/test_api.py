@@ -66,6 +66,9 @@ def test_a_draft_that_is_not_supported_is_taken_back() -> None:
     assert _rest("", "Not in the documents.") == "Not in the documents."
     assert _rest("It is 5", "“It is 6.” [1]").endswith("do say:)\n\n“It is 6.” [1]")
     assert _rest("Not in the documents.", f"{MARK} It is 7.") == f"\n\n{MARK} It is 7."
+    assert _rest("", f"{MARK} It is 7.") == f"{MARK} It is 7."
+    taken_back = "\n\n(The documents do not support the above.)\n\n"
+    assert _rest("It is 5.", f"{MARK} It is 7.") == f"{taken_back}{MARK} It is 7."
 
 
 def test_an_answer_from_memory_is_marked_for_every_client() -> None:
@@ -73,7 +76,7 @@ def test_an_answer_from_memory_is_marked_for_every_client() -> None:
     from app.asking import Asked
 
     said = replace(
-        answer("Who?", "Ada."), mode="memory", text="Ada.", supported=False, citations=(), passages=()
+        answer("Who?", "Not in the documents."), mode="memory", text="Ada.", supported=False, citations=()
     )
     body = _completion(Asked("x", said, "complete"), {})
     assert body["choices"][0]["message"]["content"] == f"{MARK} Ada."

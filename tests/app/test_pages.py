@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ from core.types import Unit
 from feedback.dataset import freeze
 from rag.prompt import cite
 from tests.app.site import Site, until
-from tests.feedback.made import answer
 
 MAIN = str(PROJECT / "app" / "main.py")
 
@@ -336,22 +335,6 @@ def test_the_adapter_on_stage_is_named_under_the_next_answer(parts: Resources, r
     parts.client.sync_adapters()
     assert "builtin · no adapter" in shown(ask(open_page(), "What is the notice period for tailors?"))
     assert running.part("engine")["pid"] == engine
-
-
-def test_an_answer_from_memory_is_marked_and_may_be_voted_on(parts: Resources) -> None:
-    said = replace(
-        answer("Who?"), mode="memory", text="It was Ada.", citations=(), passages=(), supported=False
-    )
-    conversation = parts.feedback.start_conversation(USER, "Who?")
-    exchange = parts.feedback.record(conversation, USER, "Who?", said)
-    at = AppTest.from_file(MAIN, default_timeout=60)
-    at.query_params["c"] = conversation
-    at.run()
-    assert "From memory, not from the documents" in shown(at)
-    assert "nothing here proves it" in shown(at)
-    at.session_state[f"vote-{exchange}"] = 1
-    at.run()
-    assert "not trained on" in shown(at)
 
 
 def make_adapter(parts: Resources, name: str, verdict: str, dataset: str = "data1") -> Adapter:

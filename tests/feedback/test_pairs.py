@@ -138,7 +138,7 @@ def test_only_what_the_model_wrote_from_passages_is_imitated(house: House) -> No
     for made in (
         replace(plain, mode="correction", messages=(), raw=""),
         replace(plain, mode="chat"),
-        replace(plain, mode="memory", passages=(), citations=()),
+        replace(plain, mode="memory", citations=()),
         replace(plain, finish_reason="length"),
         replace(plain, raw="  "),
         replace(plain, mode="quotes", citations=plain.citations * 2),
@@ -147,13 +147,13 @@ def test_only_what_the_model_wrote_from_passages_is_imitated(house: House) -> No
     assert sft_rows(house.database, cite, ungrounded=True) == []
 
 
-def test_a_corrected_answer_from_memory_has_no_passage_to_cite(house: House) -> None:
-    """It trains only where rows without a passage are wanted, and then as it was asked: without passages."""
-    made = replace(answer(QUESTION, raw="Ada."), mode="memory", passages=(), citations=())
-    house.review.approve(house.store.correct(recorded(house, made), "ann", "It is 30 days."), "rita")
-    assert sft_rows(house.database, cite) == []
-    [row] = sft_rows(house.database, cite, ungrounded=True)
-    assert row["messages"][-1]["content"] == "It is 30 days."
+def test_a_corrected_answer_from_memory_trains_the_turn_that_was_refused(house: House) -> None:
+    made = replace(answer(QUESTION, raw="Not in the documents."), mode="memory", text="It is 9 days.")
+    correction = house.store.correct(recorded(house, made), "ann", "The notice period is 30 days.")
+    house.review.approve(correction, "rita")
+    assert completions(house) == [RAW]
+    [pair] = preference_rows(house.database, cite)
+    assert pair["rejected"][0]["content"] == "Not in the documents."
 
 
 def test_a_liked_quote_is_learnt_instead_of_the_reply_it_replaced(house: House) -> None:

@@ -16,9 +16,10 @@ from core.schema import MIGRATIONS
 from core.settings import Settings, load_settings
 from rag import lexical
 from rag.access import EVERYBODY, NOBODY, OPERATOR, Access, new_access
-from rag.approval import Approval
+from rag.approval import CHOSEN_AGAIN, Approval
 from rag.documents import Document
 from rag.embed import Embedder, Vectors
+from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.passages import PassageStore
 from rag.reader import Reader
@@ -246,6 +247,23 @@ def test_the_queue_keeps_owner_and_visibility(ingestor: Ingestor) -> None:
         "b.md": Access(OPERATOR, "owner", "approved"),
         "c.md": EVERYBODY,
     }
+
+
+def test_a_file_that_comes_again_goes_to_those_chosen_now(ingestor: Ingestor) -> None:
+    Groups(ingestor.passages.database).create("sales")
+    queue, documents = ingestor.queue, ingestor.documents
+    for name in ("a.md", "b.md"):
+        queue.put(name, f"# {name}\n\nText.".encode())
+    ingestor.drain()
+    queue.put("a.md", b"# a.md\n\nText.", OPERATOR, "owner", ["sales", "gone"])
+    queue.put("b.md", b"# b.md\n\nText.", ANNA, "owner")  # is somebody else's
+    ingestor.drain()
+    assert [(one.name, one.error) for one in queue.list()] == [("a.md", f"a.md was {CHOSEN_AGAIN}")]
+    found = {document.name: document.access for document in documents.list()}
+    assert found == {"a.md": Access(OPERATOR, "owner", groups=("sales",)), "b.md": EVERYBODY}
+    queue.put("a.md", b"# a.md\n\nText.")
+    ingestor.drain()
+    assert {document.access for document in documents.list()} == {EVERYBODY}
 
 
 def test_a_changed_file_of_a_folder_stays_with_its_owner(tmp_path: Path, ingestor: Ingestor) -> None:

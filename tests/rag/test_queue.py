@@ -13,6 +13,7 @@ from core.errors import Cancelled, ConflictError, DocumentError, NotFoundError, 
 from core.settings import Settings, load_settings
 from rag import intake
 from rag.documents import DocumentStore
+from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.queue import Queue
 from rag.queue_work import LEFT_S, MAX_DEATHS, QueueWork
@@ -161,6 +162,21 @@ def test_cancelled_while_it_is_read_or_embedded(
     assert queue.get(other.id).status == "ready"
     assert [document.name for document in ingestor.documents.list()] == ["other.md"]
     assert ingestor.index.ids() == ingestor.passages.ready_ids()
+
+
+def test_a_cancelled_document_is_given_to_no_group(queue: Queue, ingestor: Ingestor) -> None:
+    groups = Groups(queue.database)
+    groups.create("sales")
+    entry = queue.put("guide.md", HANDBOOK, visibility="owner", groups=["sales"])
+
+    def beat(share: float, message: str) -> None:
+        if message == "Preparing guide.md …":
+            assert groups.all()[0].documents == 1
+            queue.cancel(entry.id)
+
+    ingestor.drain(beat)
+    assert queue.get(entry.id).status == "cancelled"
+    assert groups.all()[0].documents == 0
 
 
 def test_an_interrupted_file_waits_again_and_a_strange_error_fails_it_alone(

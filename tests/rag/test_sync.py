@@ -57,6 +57,31 @@ def test_adds_updates_and_removes(store: DocumentStore, folder: Path, reader: Re
     assert "green" in next(store.text(d.id) for d in store.list() if d.title == "Apples")
 
 
+def test_documents_are_removed_for_good(
+    store: DocumentStore, folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading waits for no disk, since the folder still has the file; a removal must wait."""
+    run(store, folder, reader)
+    (folder / "a.md").unlink()
+    (folder / "deep" / "b.md").write_text("# Boats\n\nBoats are green.")
+    levels: dict[str, int] = {}
+
+    def noting(name: str) -> None:
+        real = getattr(store, name)
+
+        def noted(*rest: object) -> object:
+            with store.database.read() as connection:
+                levels[name] = connection.execute("PRAGMA synchronous").fetchone()[0]
+            return real(*rest)
+
+        monkeypatch.setattr(store, name, noted)
+
+    noting("add")
+    noting("delete")
+    assert run(store, folder, reader).removed == 2
+    assert levels == {"add": 1, "delete": 2}
+
+
 def test_unchanged_files_are_not_even_opened(
     store: DocumentStore, folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

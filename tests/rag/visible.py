@@ -115,8 +115,8 @@ def check(world: World, *, synced: bool = False) -> None:
     assert of(passages.ready_ids()) == world.model.shared
     assert {d.id for d in store.list()} == set(world.model.documents)
     judged = {one[0].id for one in FeedbackStore(world.database).judged()}
-    private = {d for d in world.exchanges.values() if d in world.model.documents} - world.model.shared
-    assert not {world.exchanges[one] for one in judged} & private
+    trained = {world.exchanges[one] for one in judged} & set(world.model.documents)
+    assert trained == world.model.shared & set(world.exchanges.values())
     staged = StagedVectors(world.database, STAGED)
     for viewer in VIEWERS:
         wanted = world.model.findable(viewer)
