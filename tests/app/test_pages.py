@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import feedback.dataset
 from app import resources as shared
+from app.queue_view import at_work
 from app.resources import USER, Resources, resources
 from core.adapters import Adapter
 from core.catalog import BUILTIN
@@ -226,7 +227,7 @@ def test_uploads_say_what_became_of_each(parts: Resources) -> None:
     assert "**garden" in shown(at)
     assert "was added to the queue" in shown(at)
     assert "was not added: The file is empty" in shown(at)
-    until(lambda: not parts.queue.active(), "the worker reads the file")
+    until(lambda: not at_work(parts), "the worker reads the file")
     at.run()
     assert "The queue is empty" in shown(at)
     assert "was not added" in shown(at)
