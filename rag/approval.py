@@ -72,10 +72,11 @@ class Approval:
     def choose_again(self, document: Document, access: Access) -> bool:
         """Give a file that came again to those chosen for it now; whether that changed anything.
 
-        Nothing changes for somebody else's. Groups that are gone are left out, as of a new document.
+        Nothing changes for somebody else's. Everybody is what forms begin with, so it widens nothing: that is
+        done in the list of documents. Groups that are gone are left out, as of a new document.
         """
         now = document.access
-        if now.owner != access.owner:
+        if now.owner != access.owner or access.visibility == "everybody":
             return False
         if (now.visibility, set(now.groups)) == (access.visibility, set(access.groups)):
             return False
