@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from engine.context import BATCH
 
-STREAM_SECONDS = 0.3  # the longest wait for the next token that a prompt may cause others
+STREAM_SECONDS = 0.3  # the longest wait for the next token that each waiting prompt may cause others
 ALONE_SECONDS = 0.9  # a cancelled prompt is let go within this time
 SMALLEST = 16  # below this the kernels are no faster than one token at a time
 _MEMORY = 0.7  # share of the old estimate in the new one
@@ -29,9 +29,14 @@ class Pace:
             found = (time.monotonic() - began) / tokens
             self.seconds = _MEMORY * self.seconds + (1 - _MEMORY) * found
 
-    def chunk(self, *, streaming: bool) -> int:
-        """How many tokens to evaluate: a power of two, so that chunks begin where whole blocks do."""
-        allowed = (STREAM_SECONDS if streaming else ALONE_SECONDS) / max(self.seconds, 1e-9)
+    def chunk(self, *, streaming: bool, waiting: int = 1) -> int:
+        """How many tokens to evaluate: a power of two, so that chunks begin where whole blocks do.
+
+        The more prompts are `waiting`, the longer streams may pause. Else a few early streams go on in narrow
+        calls, for each of which all weights are read, while the others have nothing yet.
+        """
+        longest = min(ALONE_SECONDS, waiting * STREAM_SECONDS) if streaming else ALONE_SECONDS
+        allowed = longest / max(self.seconds, 1e-9)
         size = BATCH
         while size > SMALLEST and size > allowed:
             size //= 2

@@ -233,7 +233,8 @@ class LlamaBackend:
 
     def _prefill(self, context: NativeContext, waiting: Sequence[Running], outputs: list[Output]) -> None:
         """Chunks of prompts in the order in which they came, as many as running replies can wait for."""
-        left = self._pace.chunk(streaming=any(running.prefilled for running in self._running))
+        streaming = any(running.prefilled for running in self._running)
+        left = self._pace.chunk(streaming=streaming, waiting=len(waiting))
         for running in waiting:
             if left <= 0:
                 break

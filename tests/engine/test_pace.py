@@ -15,6 +15,13 @@ def test_a_chunk_takes_no_longer_than_others_can_wait() -> None:
             assert size == BATCH or 2 * size * seconds > allowed
 
 
+def test_streams_wait_longer_the_more_prompts_wait() -> None:
+    pace = Pace(0.009)
+    sizes = [pace.chunk(streaming=True, waiting=waiting) for waiting in range(1, 9)]
+    assert sizes == [32, 64, 64, 64, 64, 64, 64, 64]
+    assert sizes[-1] == pace.chunk(streaming=False, waiting=8)  # a cancelled prompt is let go in time
+
+
 def test_it_learns_from_pieces_that_say_something() -> None:
     pace = Pace(1.0)
     with pace.timed(1):
