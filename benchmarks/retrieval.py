@@ -139,7 +139,7 @@ def fill(
                 (row_id, len(title) + 1, len(title) + 1 + len(text), text),
             )
         names[int(added.lastrowid or 0)] = name
-        store.save_chunks(row_id, [int(added.lastrowid or 0)], vectors[number : number + 1])
+        store.save_documents([(row_id, [int(added.lastrowid or 0)], vectors[number : number + 1])])
     return names
 
 

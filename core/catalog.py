@@ -74,10 +74,9 @@ class CatalogModel:
     `passages` and `history` are how many passages and earlier messages its prompt may hold, `units` how
     many of their sentences and rows (0: all); `cite_first` says that the model copies (`[n] unit`) instead
     of writing `sentence [n]`, `second_look` that it judges badly which line answers, and whether any does
-    (see `rag.shown`). `package` is a pinned
-    requirement whose wheel holds the GGUF, for networks without a model hub. `parameters` are billions.
-    Memory is in GB for serving the named GGUF on a CPU (`ram_gb`), and for QLoRA and 16-bit LoRA training on
-    a GPU (`qlora_gb`, `lora_gb`). `warning` is shown beside the name.
+    (see `rag.shown`). `package` is a pinned requirement whose wheel holds the GGUF, for networks without a
+    model hub. `parameters` are billions. Memory is in GB for serving the named GGUF on a CPU (`ram_gb`), and
+    for QLoRA and 16-bit LoRA training on a GPU (`qlora_gb`, `lora_gb`). `warning` is shown beside the name.
     """
 
     id: str

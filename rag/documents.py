@@ -30,8 +30,9 @@ from rag.passages import bump_version
 from rag.reader import Reader
 from rag.words import one_line
 
+_TITLE = "substr(text, 1, instr(text || char(10), char(10)) - 1)"
 _COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated_at,
-    substr(text, 1, instr(text || char(10), char(10)) - 1) AS title,
+    {_TITLE} AS title,
     (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
     (SELECT json_group_array(group_name) FROM document_groups WHERE document_id = documents.id) AS groups,
     COALESCE((SELECT other.name FROM documents AS other JOIN document_access AS theirs
@@ -280,15 +281,12 @@ class DocumentStore:
         title = self.get(document_id).title
         return [(row["id"], f"{headline(title, row['heading'])}\n{row['text']}") for row in rows]
 
-    def save_chunks(self, document_id: str, ids: Ids, vectors: Vectors) -> bool:
-        """Store the chunks' vectors and make the document ready, in one commit.
-
-        `vectors` has shape (len(ids), 384). Returns False when it or its chunks changed meanwhile.
-        """
-        return self.save_documents([(document_id, ids, vectors)]) == 1
-
     def save_documents(self, embedded: Iterable[tuple[str, Ids, Vectors]]) -> int:
-        """`save_chunks` of several documents, in one commit; returns how many are ready now."""
+        """Store the vectors of documents' chunks and make the documents ready, in one commit.
+
+        Each comes with the ids of its chunks and vectors of shape (len(ids), 384). Returns how many are
+        ready; one that changed meanwhile, or whose chunks did, stays as it is and is taken up again.
+        """
         with self.database.write() as connection:
             ready = sum(_save(connection, *one) for one in embedded)
             if ready:
@@ -363,7 +361,9 @@ def headline(title: str, heading: str) -> str:
 
 
 def _save(connection: Any, document_id: str, ids: Ids, vectors: Vectors) -> bool:
-    row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
+    row = connection.execute(
+        f"SELECT status, {_TITLE} AS title FROM documents WHERE id = ?", (document_id,)
+    ).fetchone()
     if row is None or row["status"] != "pending":
         return False
     stored = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))

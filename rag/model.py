@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import httpx
 
-from core.children import bound
+from core.children import bound, last_words, stop
 from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
 from core.settings import PROJECT, Settings, child_environment, engine_key
 from core.types import Message
@@ -282,7 +282,7 @@ def engine_client(settings: Settings, *, scripted: Path | None = None) -> Iterat
         yield client
     finally:
         client.close()
-        _stop(process)
+        stop(process)
 
 
 def client_of(settings: Settings) -> ModelClient:
@@ -294,18 +294,8 @@ def _await_engine(process: subprocess.Popen[bytes], client: ModelClient, log: Pa
     deadline = time.monotonic() + START_SECONDS
     while not client.healthy():
         if process.poll() is not None or time.monotonic() > deadline:
-            lines = log.read_text("utf-8", "replace").strip().splitlines()
-            last = lines[-1][:300] if lines else "it left no message"
+            last = last_words(log) or "it left no message"
             if (process.returncode or 0) < 0:
                 last = f"it died by signal {-process.returncode}, so this model does not run here"
             raise EngineUnavailable(f"The engine did not start: {last}", f"See {log}.")
         time.sleep(0.1)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -311,7 +311,7 @@ def test_vectors_of_chunks_that_were_replaced_meanwhile_are_not_saved(
     editor.edit(under(store.all(document.id), "Leaving").id, EDITED, "ada")
     carry(store.database, [document.id], [new.id])
     vectors = ingestor.embedder.encode([text for _, text in pieces])
-    assert not ingestor.documents.save_chunks(new.id, [i for i, _ in pieces], vectors)
+    assert ingestor.documents.save_documents([(new.id, [i for i, _ in pieces], vectors)]) == 0
     ingestor.process_pending()
     assert ingestor.documents.get(new.id).status == "ready"
 

@@ -27,7 +27,7 @@ def ready(store: DocumentStore, data: bytes, reader: Reader, name: str = "guide.
     document = store.add(name, data, "upload", reader)
     ids = [i for i, _ in store.chunk_texts(document.id)]
     vectors = np.eye(DIMENSIONS, dtype=np.float32)[: len(ids)]
-    assert store.save_chunks(document.id, ids, vectors)
+    assert store.save_documents([(document.id, ids, vectors)]) == 1
     return document.id
 
 
@@ -77,7 +77,7 @@ def test_vectors_of_a_document_deleted_meanwhile_are_dropped(store: DocumentStor
     document = store.add("guide.md", HANDBOOK, "upload", reader)
     ids = [i for i, _ in store.chunk_texts(document.id)]
     store.delete(document.id)
-    assert not store.save_chunks(document.id, ids, np.zeros((len(ids), DIMENSIONS), np.float32))
+    assert store.save_documents([(document.id, ids, np.zeros((len(ids), DIMENSIONS), np.float32))]) == 0
 
 
 def test_a_failed_document_can_be_added_again(store: DocumentStore, reader: Reader) -> None:

@@ -30,7 +30,7 @@ def fill(database: Database, settings: Settings, reader: Reader, numbers: range)
     for n in numbers:
         document = store.add(f"d{n}.md", TEXT.format(n=n).encode(), "upload", reader)
         ids = [i for i, _ in store.chunk_texts(document.id)]
-        store.save_chunks(document.id, ids, drawn(n, len(ids)))
+        store.save_documents([(document.id, ids, drawn(n, len(ids)))])
         done.append(document.id)
     return done
 
