@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 SDIST  := $(VENV)/llama_cpp_python-0.3.36.tar.gz
 ARGS   ?=
+# gcc drops stores that AMX needs and llama.cpp's quantised models then crash, see engine/amx.py
+AMX_FLAGS := -fno-tree-dse -fno-dse
 
 .PHONY: run demo test test-all test-gpu check lint clean
 .DELETE_ON_ERROR:
@@ -49,7 +51,8 @@ $(VENV)/torch: $(VENV)/bin/python requirements.txt
 $(VENV)/llama: $(VENV)/torch
 	@command -v c++ >/dev/null || { echo "A C++ compiler is needed to build llama-cpp-python (Debian: apt install g++)."; exit 1; }
 	@echo "[3/5] Compiling llama-cpp-python for this machine (4 to 8 minutes on two cores, once)"
-	@$(PIP) $$(grep '^llama-cpp-python==' requirements.txt) >$(VENV)/llama.log 2>&1 & pid=$$!; n=0; \
+	@! c++ $(AMX_FLAGS) -E -x c++ /dev/null >/dev/null 2>&1 || export CXXFLAGS="$$CXXFLAGS $(AMX_FLAGS)"; \
+	 $(PIP) $$(grep '^llama-cpp-python==' requirements.txt) >$(VENV)/llama.log 2>&1 & pid=$$!; n=0; \
 	 while kill -0 $$pid 2>/dev/null; do sleep 1; n=$$((n+1)); [ $$((n % 30)) -ne 0 ] || echo "      … still compiling, $$n s"; done; \
 	 wait $$pid || { tail -n 30 $(VENV)/llama.log; echo "Compiling llama-cpp-python failed; the lines above say why."; exit 1; }
 	@touch $@

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from core.gguf import check_gguf
 from core.settings import quiet_environment
 
 RAW_TOKENS = 48
@@ -54,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _raw(options: argparse.Namespace) -> dict[str, float]:
     """Tokens/s of prefill, and of decoding one sequence and `slots` sequences that each hold `filled`."""
     from engine.context import BATCH, NativeContext
+    from engine.limits import short_keys
     from engine.native import Limits, NativeModel
 
-    model = NativeModel(options.model, -1)
-    context = NativeContext(model, Limits(options.context, options.threads, slots=options.slots))
+    info = check_gguf(options.model)
+    model = NativeModel(options.model, -1, info.quantised)
+    limits = Limits(options.context, options.threads, slots=options.slots, short_keys=short_keys(info))
+    context = NativeContext(model, limits)
     filled = min(options.filled, options.context - RAW_TOKENS - 1)
     began = time.monotonic()
     for start in range(0, filled, BATCH):
@@ -88,10 +92,11 @@ def _raw(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _lock(options: argparse.Namespace) -> Any:
-    from engine.native import AMX
+    from engine import amx
 
     library = importlib.import_module("llama_cpp")
-    if AMX in library.llama_print_system_info():  # without this it crashes there, see engine/native.py
+    info = library.llama_print_system_info()
+    if amx.REPORTED in info and not amx.usable(info):  # it would crash
         defaults = library.llama_cpp.llama_model_default_params
 
         def plain() -> Any:

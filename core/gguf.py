@@ -61,11 +61,15 @@ _BLOCKS = {
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What a checked header says. `shapes` maps tensor names to dimensions, fastest varying first."""
+    """What a checked header says. `shapes` maps tensor names to dimensions, fastest varying first.
+
+    `weight_bytes` is what all tensors take in the file.
+    """
 
     path: Path
     metadata: dict[str, Any] = field(repr=False)
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    weight_bytes: int
 
     @property
     def architecture(self) -> str:
@@ -91,6 +95,11 @@ class GgufInfo:
     def parameters(self) -> int:
         """The number of weights."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def quantised(self) -> bool:
+        """Whether most weights take fewer than 16 bits."""
+        return self.weight_bytes < 1.5 * self.parameters
 
     @property
     def template(self) -> str:
@@ -209,7 +218,7 @@ class _Reader:
         if tensors > MAX_TENSORS or keys > MAX_KEYS:
             raise _Malformed(f"it claims {tensors} tensors and {keys} keys")
         metadata = self.metadata(keys)
-        return GgufInfo(path, metadata, self.tensors(tensors, self.alignment(metadata)))
+        return GgufInfo(path, metadata, *self.tensors(tensors, self.alignment(metadata)))
 
     def metadata(self, count: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -258,7 +267,8 @@ class _Reader:
             raise _Malformed(f"its alignment is {value!r}")
         return value
 
-    def tensors(self, count: int, alignment: int) -> dict[str, tuple[int, ...]]:
+    def tensors(self, count: int, alignment: int) -> tuple[dict[str, tuple[int, ...]], int]:
+        """The shapes by name, and the bytes of all."""
         shapes: dict[str, tuple[int, ...]] = {}
         extents: list[tuple[int, int]] = []
         for _ in range(count):
@@ -280,7 +290,7 @@ class _Reader:
         ordered = sorted(extents)
         if any(low + size > high for (low, size), (high, _) in pairwise(ordered)):
             raise _Malformed("two tensors share bytes")
-        return shapes
+        return shapes, sum(size for _, size in extents)
 
     def scalar(self, layout: str) -> Any:
         width = struct.calcsize(layout)

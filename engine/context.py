@@ -21,6 +21,7 @@ BATCH = 512  # tokens that one call may evaluate
 CPU_ROWS = 256
 OUTPUTS = 32  # rows of logits that one call may give back, at least
 _FLASH_AUTO, _FLASH_OFF = -1, 0
+_Q8_0 = 8  # GGML_TYPE_Q8_0
 Variant = tuple[str | None, float]
 """An adapter's id (None is the bare base) and its scale."""
 BASE: Variant = (None, 1.0)
@@ -62,6 +63,8 @@ class NativeContext:
         params.n_outputs_max = max(OUTPUTS, limits.slots)  # the logits of 512 rows would be 300 MB
         params.kv_unified = False
         params.flash_attn_type = _FLASH_AUTO if gpu else _FLASH_OFF
+        if limits.short_keys and not gpu:
+            params.type_k = _Q8_0
         params.n_threads = params.n_threads_batch = limits.threads
         params.no_perf = True
         return params

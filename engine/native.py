@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ModelError
+from engine import amx
 from engine.template import Segment
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
-AMX = b"AMX_INT8 = 1"  # in what llama.cpp says of its own build
+_READ = 0  # LLAMA_LOAD_MODE_NONE: no mapping
 _last_words = ""
 
 
@@ -27,22 +28,25 @@ _last_words = ""
 class Limits:
     """How much of the machine a model may take.
 
-    `context` is tokens of one sequence, `slots` how many sequences there are; `gpu_layers` -1 is all.
+    `context` is tokens of one sequence, `slots` how many sequences there are; `gpu_layers` -1 is all. With
+    `short_keys` a CPU keeps the cache's keys in 8 bits.
     """
 
     context: int
     threads: int
     gpu_layers: int = -1
     slots: int = 1
+    short_keys: bool = False
 
 
 class NativeModel:
     """A loaded model. Create and close it on one thread."""
 
-    def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
+    def __init__(self, path: Path, gpu_layers: int | None = None, tiles: bool = False) -> None:
         """Load the model, or without `gpu_layers` its vocabulary only.
 
-        Raises ModelError with llama.cpp's own reason.
+        With `tiles` the weights may be stored another way for AMX, see `engine.amx`; those of 16 bits gain
+        nothing by it. Raises ModelError with llama.cpp's own reason.
         """
         import llama_cpp.llama_cpp as library
 
@@ -51,7 +55,7 @@ class NativeModel:
         self._adapters: dict[str, Any] = {}
         _silence(library)
         library.llama_backend_init()
-        self._load(path, gpu_layers)
+        self._load(path, gpu_layers, tiles)
         self._vocab: Any = library.llama_model_get_vocab(self.pointer)
         self.vocabulary = int(library.llama_vocab_n_tokens(self._vocab))
         self.bos = int(library.llama_vocab_bos(self._vocab))
@@ -60,14 +64,15 @@ class NativeModel:
         self._controls = self._control_tokens()
         self._split = re.compile("|".join(re.escape(text) for text in sorted(self._controls, key=len)[::-1]))
 
-    def _load(self, path: Path, gpu_layers: int | None) -> None:
+    def _load(self, path: Path, gpu_layers: int | None, tiles: bool) -> None:
         params = self.library.llama_model_default_params()
         params.vocab_only = gpu_layers is None
         params.n_gpu_layers = gpu_layers or 0
-        if AMX in self.library.llama_print_system_info():
-            # gcc drops the stores that fill AMX's tile configuration, and quantised models crash (llama.cpp
-            # pull request 26954); without these buffers their weights stay as they are and AMX is not used
-            params.use_extra_bufts = False
+        info = self.library.llama_print_system_info()
+        if amx.REPORTED in info:
+            params.use_extra_bufts = tiles and amx.usable(info)
+            if params.use_extra_bufts:
+                params.load_mode = _READ  # a mapping would stay in memory beside what was made of it
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from engine.context import BATCH
 
-STREAM_SECONDS = 0.3  # the longest wait for the next token that each waiting prompt may cause others
-ALONE_SECONDS = 0.9  # a cancelled prompt is let go within this time
+STREAM_SECONDS = 0.3  # the longest wait for the next token that one waiting prompt may cause others
+ALONE_SECONDS = 0.9  # as long as anybody's wait gets; a cancelled prompt is let go within this time
+PATIENCE_SECONDS = 5.0  # a prompt that has waited so long counts as one more
 SMALLEST = 16  # below this the kernels are no faster than one token at a time
 _MEMORY = 0.7  # share of the old estimate in the new one
 
@@ -29,15 +30,14 @@ class Pace:
             found = (time.monotonic() - began) / tokens
             self.seconds = _MEMORY * self.seconds + (1 - _MEMORY) * found
 
-    def chunk(self, *, streaming: bool, waiting: int = 1) -> int:
-        """How many tokens to evaluate: a power of two, so that chunks begin where whole blocks do.
+    def chunk(self, *, streaming: bool, waiting: int = 1, waited: float = 0.0) -> int:
+        """How many tokens to evaluate: a multiple of SMALLEST, so that chunks begin where whole blocks do.
 
-        The more prompts are `waiting`, the longer streams may pause. Else a few early streams go on in narrow
-        calls, for each of which all weights are read, while the others have nothing yet.
+        The more prompts are `waiting`, and the more seconds the first of them has `waited`, the longer may
+        streams pause. Else a few early streams go on in narrow calls, for each of which all weights are read,
+        while the others have nothing yet.
         """
-        longest = min(ALONE_SECONDS, waiting * STREAM_SECONDS) if streaming else ALONE_SECONDS
-        allowed = longest / max(self.seconds, 1e-9)
-        size = BATCH
-        while size > SMALLEST and size > allowed:
-            size //= 2
-        return size
+        pressure = waiting + waited / PATIENCE_SECONDS
+        longest = min(ALONE_SECONDS, pressure * STREAM_SECONDS) if streaming else ALONE_SECONDS
+        allowed = min(BATCH, int(longest / max(self.seconds, 1e-9)))
+        return max(SMALLEST, allowed // SMALLEST * SMALLEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Running:
     def __init__(self, work: Work, variant: Variant, model: NativeModel, ends: Ends, context: int) -> None:
         sampling = work.request.sampling
         self.work = work
+        self.asked = time.monotonic()
         self.variant = variant
         self.tokens = work.prompt.tokens
         self.slot: Slot | None = None

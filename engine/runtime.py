@@ -10,6 +10,7 @@ An adapter acts on a whole call, so the adapters in work take turns, one a step.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class LlamaBackend:
         """Check the header, load the model and prove that it generates (raises ModelError)."""
         self.info = check_gguf(self.path)
         self.limits = limits_of(self._settings, self.model, self.info)
-        self._native = native = NativeModel(self.path, self.limits.gpu_layers)
+        self._native = native = NativeModel(self.path, self.limits.gpu_layers, self.info.quantised)
         self._context = NativeContext(native, self.limits)
         self._slots = Slots(self.limits.slots)
         if not native.rewinds:
@@ -234,7 +235,8 @@ class LlamaBackend:
     def _prefill(self, context: NativeContext, waiting: Sequence[Running], outputs: list[Output]) -> None:
         """Chunks of prompts in the order in which they came, as many as running replies can wait for."""
         streaming = any(running.prefilled for running in self._running)
-        left = self._pace.chunk(streaming=streaming, waiting=len(waiting))
+        waited = time.monotonic() - waiting[0].asked
+        left = self._pace.chunk(streaming=streaming, waiting=len(waiting), waited=waited)
         for running in waiting:
             if left <= 0:
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from core.catalog import CHATML, local_model
@@ -13,6 +15,7 @@ from engine.runtime import LlamaBackend
 from engine.slots import BLOCK
 from engine.template import render
 from tests.engine.replies import SETTINGS, ask, begin, drain, load, native, result
+from tests.engine.test_quantised import quantise
 from tests.tiny import TinyModel
 
 
@@ -28,6 +31,29 @@ def test_a_reused_prefix_changes_nothing(backend: LlamaBackend) -> None:
 
 @pytest.mark.parametrize("length", [257, 258, 305, 320, 321, 385])
 def test_a_prompt_s_numbers_do_not_tell_what_was_evaluated_before(backend: LlamaBackend, length: int) -> None:
+    _numbers_stay(backend, length)
+
+
+@pytest.fixture(scope="module", params=["Q8_0", "Q4_K_M"])
+def quantised(
+    request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaBackend]:
+    """Weights of other kernels, of AMX where there is one, and a cache with keys in 8 bits."""
+    path = tmp_path_factory.mktemp("quantised") / "tiny.gguf"
+    quantise(tiny_model.gguf, path, request.param)
+    made = LlamaBackend(SETTINGS, local_model(path), path)
+    made.load()
+    assert made.limits.short_keys
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("length", [257, 305, 321])
+def test_nor_do_those_of_quantised_weights(quantised: LlamaBackend, length: int) -> None:
+    _numbers_stay(quantised, length)
+
+
+def _numbers_stay(backend: LlamaBackend, length: int) -> None:
     """Equal to the bit, at one go, in pieces of every size, and after an earlier turn."""
     words = "1 2 3 4 5 6 7 8 9 " * 60
     spare = len(backend.prepare(parse("chat", {"messages": [{"role": "user", "content": ""}]})).tokens)
@@ -47,7 +73,7 @@ def test_a_prompt_s_numbers_do_not_tell_what_was_evaluated_before(backend: Llama
 
     reused: list[int] = []
     whole = numbers()
-    for seconds in (0.02, 0.01, 0.005):  # pieces of 32, 64 and 128 tokens
+    for seconds in (0.02, 0.01, 0.006):  # pieces of 32, 80 and 144 tokens
         assert numbers(seconds=seconds) == whole
     ask(backend, text[: len(text) // 2], owner=f"half {length}")
     assert numbers(f"half {length}") == whole

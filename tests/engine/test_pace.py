@@ -10,16 +10,21 @@ def test_a_chunk_takes_no_longer_than_others_can_wait() -> None:
         for streaming, allowed in ((True, STREAM_SECONDS), (False, ALONE_SECONDS)):
             size = pace.chunk(streaming=streaming)
             assert SMALLEST <= size <= BATCH
-            assert size & (size - 1) == 0
+            assert size % SMALLEST == 0
             assert size * seconds <= allowed or size == SMALLEST
-            assert size == BATCH or 2 * size * seconds > allowed
+            assert size == BATCH or (size + SMALLEST) * seconds > allowed
 
 
 def test_streams_wait_longer_the_more_prompts_wait() -> None:
     pace = Pace(0.009)
     sizes = [pace.chunk(streaming=True, waiting=waiting) for waiting in range(1, 9)]
-    assert sizes == [32, 64, 64, 64, 64, 64, 64, 64]
+    assert sizes == [32, 64, 96, 96, 96, 96, 96, 96]
     assert sizes[-1] == pace.chunk(streaming=False, waiting=8)  # a cancelled prompt is let go in time
+
+
+def test_streams_wait_longer_the_longer_a_prompt_has_waited() -> None:
+    pace = Pace(0.009)
+    assert [pace.chunk(streaming=True, waited=5.0 * n) for n in range(4)] == [32, 64, 96, 96]
 
 
 def test_it_learns_from_pieces_that_say_something() -> None:

@@ -232,6 +232,11 @@ def test_limits_follow_the_machine_and_the_settings(tiny_model: TinyModel) -> No
     assert limits_of(Settings(threads=3), tiny, None).threads == 3
     info = check_gguf(tiny_model.gguf)
     assert cache_bytes(info) == 2 * 4 * 2 * 32 * 2  # layers, heads, keys and values, their size, bytes
+    small = replace(info, weight_bytes=info.parameters)
+    assert cache_bytes(small) == 2 * 4 * 32 * 34 // 32 + 2 * 4 * 32 * 2  # keys in Q8_0
+    assert [limits_of(Settings(), tiny, known).short_keys for known in (info, small)] == [False, True]
+    odd = replace(small, metadata=info.metadata | {"llama.attention.key_length": 40})
+    assert not limits_of(Settings(), tiny, odd).short_keys  # blocks of 32 do not fill it
     assert limits_of(Settings(), tiny, info).slots == MOST_SLOTS
     assert limits_of(Settings(slots=3), tiny, info).slots == 3
     huge = replace(info, metadata=info.metadata | {"llama.block_count": 10**6})

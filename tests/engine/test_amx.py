@@ -1,0 +1,59 @@
+"""Whether AMX may be used is tried in another process, which may give wrong numbers, die, or hang."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import amx
+from engine.native import binding
+
+REPORT = b"AVX512 = 1 | AMX_INT8 = 1 | "
+
+
+@pytest.fixture(autouse=True)
+def untried() -> Iterator[None]:
+    amx.usable.cache_clear()
+    yield
+    amx.usable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("trial", "usable"),
+    [
+        ("pass", True),
+        ("raise SystemExit(1)", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", False),
+        ("import time; time.sleep(60)", False),
+    ],
+)
+def test_only_a_trial_that_ends_well_allows_it(
+    trial: str, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "engine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "amx.py").write_text(trial)
+    monkeypatch.setattr(amx, "PROJECT", tmp_path)
+    monkeypatch.setattr(amx, "SECONDS", 3.0 if "sleep" in trial else 30.0)
+    assert amx.usable(REPORT) is usable
+
+
+def test_nothing_is_tried_on_a_processor_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amx, "PROJECT", tmp_path / "missing")
+    assert not amx.usable(b"AVX512 = 1 | ")
+
+
+def test_a_wrong_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = bytes(4 * amx.ROWS * amx.COLUMNS)
+    monkeypatch.setattr(amx, "_multiply", lambda *_: zeros)
+    assert amx.main() == 1
+
+
+@pytest.mark.skipif(
+    amx.REPORTED not in binding("llama_cpp").llama_print_system_info(), reason="the processor has no AMX"
+)
+def test_the_build_of_the_makefile_passes_the_trial() -> None:
+    assert amx.usable(REPORT)
