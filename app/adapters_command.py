@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from core.adapters import Adapter, AdapterRegistry
-from core.catalog import resolve
 from core.db import Database
+from core.endpoint import record
 from core.settings import load_settings
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     settings = load_settings()
-    base = resolve(settings)[0].id
+    base = record(settings)[0].id
     database = Database(settings.database)
     registry = AdapterRegistry(database, settings.data_dir / "adapters")
     try:

@@ -169,16 +169,23 @@ def machine(_settings: Settings) -> Iterator[Finding]:
 
 
 def model(settings: Settings) -> Iterator[Finding]:
-    """The GGUF of the model in the settings."""
-    from core.catalog import resolve
+    """The GGUF of the model in the settings, or the server that has it."""
+    from core.endpoint import record
 
     try:
-        record, path = resolve(settings)
+        found, path = record(settings)
     except UnderstudyError as error:
         yield Finding("fail", "model", error.message, error.next_step)
         return
-    seen = f"{record.name}: {path.name}, {path.stat().st_size / 1e6:.0f} MB, sha256 {sha256_of(path)[:16]}"
-    yield Finding("warn" if record.warning else "ok", "model", seen, record.warning)
+    if settings.endpoint:
+        yield Finding("ok", "model", f"{found.name}, answers come from {settings.endpoint}")
+    if path is None:
+        yield Finding(
+            "warn", "model file", "none here: nothing can be trained, and no adapter is tried first"
+        )
+        return
+    seen = f"{found.name}: {path.name}, {path.stat().st_size / 1e6:.0f} MB, sha256 {sha256_of(path)[:16]}"
+    yield Finding("warn" if found.warning else "ok", "model", seen, found.warning)
 
 
 def state(settings: Settings) -> Iterator[Finding]:

@@ -12,8 +12,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from core.adapters import AdapterRegistry
-from core.catalog import BUILTIN, CATALOG, CatalogModel, resolve
+from core.catalog import BUILTIN, CATALOG, CatalogModel
 from core.db import Database
+from core.endpoint import record
 from core.errors import ModelError
 from core.files import read_json
 from core.jobs import Jobs
@@ -100,7 +101,7 @@ class Resources:
 def catalog_model(settings: Settings) -> CatalogModel:
     """The record of the model in the settings; its file is the engine's affair."""
     try:
-        return resolve(settings)[0]
+        return record(settings)[0]
     except ModelError:
         return CATALOG.get(settings.model, BUILTIN)
 

@@ -78,7 +78,8 @@ def supervise(settings: Settings, scripted: Path | None = None, *, samples: bool
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ask_to_stop)
-    say(f"Starting the pages, the engine ({settings.model}) and the worker.")
+    where = f" at {settings.endpoint}" if settings.endpoint else ""
+    say(f"Starting the pages, the engine ({settings.model}{where}) and the worker.")
     say(f"Logs are in {settings.data_dir / 'logs'}.")
     supervisor = Supervisor(parts(settings, scripted), environment(settings), settings.data_dir, say)
     supervisor.start()
@@ -169,10 +170,12 @@ def with_model(settings: Settings) -> Settings:
 
     Raises ModelError now, with a clear sentence, rather than in the engine's log.
     """
-    from core.catalog import resolve
+    from core.endpoint import record
 
-    model, path = resolve(settings)
-    return settings if model.id == settings.model else replace(settings, model=str(path.resolve()))
+    model, path = record(settings)
+    if path is None or model.id == settings.model:
+        return settings
+    return replace(settings, model=str(path.resolve()))
 
 
 def _reachable(settings: Settings) -> str:

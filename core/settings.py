@@ -1,4 +1,4 @@
-"""The settings: about twenty fields, one page, nothing hidden. The only file that reads the environment.
+"""The settings: some forty fields, one page, nothing hidden. The only file that reads the environment.
 
 Later wins: defaults, then `understudy.toml` (in the working directory, or the file that UNDERSTUDY_CONFIG
 names), then environment variables `UNDERSTUDY_<FIELD>`. An unknown key or a bad value refuses to start and
@@ -37,7 +37,11 @@ class Settings:
     port: int = 8400  # their port
     engine_port: int = 8401  # the engine's port, always on 127.0.0.1
     password: str = ""  # asked for by pages and API; required when host is not loopback
-    model: str = "builtin"  # a catalog id, or the path of a .gguf file
+    model: str = "builtin"  # a catalog id, or the path of a .gguf file; with an endpoint any name
+    endpoint: str = ""  # another server that writes the answers: llama-server, vLLM, or one like OpenAI
+    endpoint_key: str = ""  # its API key
+    endpoint_model: str = ""  # its name for the model; empty takes the only one it serves
+    endpoint_adapters: str = ""  # the folder data/adapters as that server sees it; empty: as here
     context: int = 0  # tokens of context; 0 takes the catalog's
     threads: int = 0  # CPU threads of the engine; 0 takes every core
     slots: int = 0  # replies generated at once; 0 takes as many as fit in an eighth of the memory, at most 8
@@ -166,6 +170,10 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 # exactly one host each: no wildcard, no network, no address with a path
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+# a scheme, a host, perhaps a port and a path below which /v1 lies
+_ENDPOINT = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -196,6 +204,11 @@ def _check(settings: Settings) -> None:
                 f"Setting crawl_hosts names {host!r}, which is not a host.",
                 "Name hosts as they stand in an address, such as wiki.local or docs.local:8080.",
             )
+    if settings.endpoint and not _ENDPOINT.fullmatch(settings.endpoint):
+        raise SettingsError(
+            f"Setting endpoint is {settings.endpoint[:80]!r}, which is not the address of a server.",
+            "Give it as http://host:port; its key goes into endpoint_key.",
+        )
     if not is_loopback(settings.host) and len(settings.password) < 12:
         raise SettingsError(
             f"Listening on {settings.host} lets other machines in, so a password is required.",

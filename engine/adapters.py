@@ -38,7 +38,8 @@ TRIAL = "engine-trial.json"
 class Stage:
     """Which adapter answers to `live`, and which others are loaded.
 
-    `base_file` None (the scripted engine) believes the registry without looking at files.
+    `base_file` None (the scripted engine, or another server whose model has no file here) believes the
+    registry without looking at files.
     """
 
     def __init__(self, settings: Settings, base: str, base_file: Path | None, backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""What the scheduler drives: llama.cpp in service, or a script of replies in tests and demos.
+"""What the scheduler drives: llama.cpp, another server, or a script of replies in tests and demos.
 
 A backend works on several replies at once. `begin` takes one on, every `step` advances all of them a little
 and says what came out, `end` lets one go early.

@@ -101,7 +101,7 @@ def serve(settings: Settings, listener: socket.socket, scripted: Path | None) ->
 
 
 def make_stage(settings: Settings, scripted: Path | None = None) -> Stage:
-    """The stage with its backend: the model of the settings, or a script (raises ModelError)."""
+    """The stage with its backend: the settings' model, another server, or a script (raises ModelError)."""
     from core.catalog import CATALOG, resolve
     from engine.adapters import Stage
 
@@ -110,6 +110,12 @@ def make_stage(settings: Settings, scripted: Path | None = None) -> Stage:
 
         base = settings.model if settings.model in CATALOG else Path(settings.model).stem
         return Stage(settings, base, None, ScriptedBackend(scripted))
+    if settings.endpoint:
+        from core.endpoint import record
+        from engine.remote import RemoteBackend
+
+        model, file = record(settings)
+        return Stage(settings, model.id, file, RemoteBackend(settings, model))
     from engine.runtime import LlamaBackend
 
     model, path = resolve(settings)

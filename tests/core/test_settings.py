@@ -175,3 +175,26 @@ def test_processes_that_start_together_share_one_secret_key(tmp_path: Path) -> N
     folder = tmp_path / "0"
     assert [path.name for path in folder.iterdir()] == ["engine.key"]
     assert (folder / "engine.key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "address", ["http://gpu-box:8000", "https://models.example/v1", "http://[::1]:8080/"]
+)
+def test_an_endpoint_is_an_address(address: str) -> None:
+    assert load_settings({}, endpoint=address).endpoint == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gpu-box:8000",
+        "ftp://gpu-box",
+        "http://",
+        "http://user:secret@gpu-box",
+        "http://gpu-box/?key=1",
+        "http://a b",
+    ],
+)
+def test_other_endpoints_are_refused(address: str) -> None:
+    with pytest.raises(SettingsError, match="not the address of a server"):
+        load_settings({}, endpoint=address)

@@ -73,9 +73,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def engine(data_dir: Path, model: Path | str, *arguments: str, wait: bool = True) -> Iterator[Engine]:
+def engine(
+    data_dir: Path, model: Path | str, *arguments: str, wait: bool = True, **more: Any
+) -> Iterator[Engine]:
     """Start `python -m engine.server` on a free port, and end it whatever happens."""
-    settings = Settings(data_dir=data_dir, model=str(model), engine_port=free_port(), threads=1, context=512)
+    settings = Settings(
+        data_dir=data_dir, model=str(model), engine_port=free_port(), threads=1, context=512, **more
+    )  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "engine.server", *arguments],
         cwd=PROJECT,

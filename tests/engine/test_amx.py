@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import amx
+from engine import amx, amx_trial
 from engine.native import binding
 
 REPORT = b"AVX512 = 1 | AMX_INT8 = 1 | "
@@ -35,7 +35,7 @@ def test_only_a_trial_that_ends_well_allows_it(
     package = tmp_path / "engine"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "amx.py").write_text(trial)
+    (package / "amx_trial.py").write_text(trial)
     monkeypatch.setattr(amx, "PROJECT", tmp_path)
     monkeypatch.setattr(amx, "SECONDS", 3.0 if "sleep" in trial else 30.0)
     assert amx.usable(REPORT) is usable
@@ -47,9 +47,9 @@ def test_nothing_is_tried_on_a_processor_without_it(tmp_path: Path, monkeypatch:
 
 
 def test_a_wrong_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = bytes(4 * amx.ROWS * amx.COLUMNS)
-    monkeypatch.setattr(amx, "_multiply", lambda *_: zeros)
-    assert amx.main() == 1
+    zeros = bytes(4 * amx_trial.ROWS * amx_trial.COLUMNS)
+    monkeypatch.setattr(amx_trial, "_multiply", lambda *_: zeros)
+    assert amx_trial.main() == 1
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,308 @@
+"""Another server as a backend: llama-server, vLLM or any OpenAI-compatible one writes the replies.
+
+Everything else stays as it is: the line and its fairness, adapters that follow the registry after a
+self-test, the fingerprint of each reply. One thread runs an event loop with a task for every reply in work,
+so letting one go hangs up at once and the server stops generating.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from core.catalog import CatalogModel
+from core.errors import EngineBusy, EngineUnavailable, ModelError, UnderstudyError
+from core.gguf import check_gguf
+from core.settings import Settings
+from engine.backend import (
+    Begun,
+    Failed,
+    Finished,
+    FinishReason,
+    Output,
+    Part,
+    Piece,
+    Prompt,
+    TokenLogprob,
+    Work,
+)
+from engine.endpoint import Endpoint, base_url, find
+from engine.prompts import CHARACTERS_PER_TOKEN
+from engine.requests import BadRequest, Request
+from engine.schemas import SCHEMAS
+
+SLOTS = 16  # replies asked for at once; such servers have a line of their own
+SILENCE_SECONDS = 180.0
+CONNECT_SECONDS = 5.0
+_NAP_SECONDS = 0.05
+
+
+@dataclass
+class _Counts:
+    """What is known of one reply; the server says its numbers of tokens at the end."""
+
+    prompt: int = 0
+    made: int = 0
+    cached: int = 0
+    begun: bool = False
+    ended: bool = False
+
+    def note(self, usage: Any) -> None:
+        """Take the server's numbers, when it says them."""
+        if usage is not None:
+            self.prompt, self.made = usage.prompt_tokens, usage.completion_tokens
+            details = usage.prompt_tokens_details
+            self.cached = (details.cached_tokens if details else None) or 0
+
+    def finished(self, reason: FinishReason) -> Finished:
+        return Finished(reason, self.prompt, self.made, self.cached)
+
+
+class RemoteBackend:
+    """Asks the endpoint of the settings. Adapters are switched there, by its own calls."""
+
+    def __init__(self, settings: Settings, model: CatalogModel) -> None:
+        self._settings = settings
+        self._model = model
+        self._endpoint: Endpoint | None = None
+        self._client: Any = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-remote", daemon=True)
+        self._works: dict[Work, asyncio.Task[None]] = {}
+        self._scales: dict[str, float] = {}
+        self._outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+
+    @property
+    def slots(self) -> int:
+        """How many replies are asked for at once."""
+        return self._settings.slots or SLOTS
+
+    def load(self) -> None:
+        """Find the server (raises EngineUnavailable or ModelError)."""
+        self._endpoint = find(self._settings)
+        self._thread.start()
+        self._client = openai.AsyncOpenAI(
+            base_url=f"{base_url(self._settings)}/v1",
+            api_key=self._settings.endpoint_key or "none",
+            max_retries=0,
+            timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        )
+
+    # adapters
+
+    def check_adapter(self, adapter_id: str, path: Path) -> None:
+        """Whether its header is sound (raises ModelError); whether it fits, the server knows."""
+        if path.is_file():
+            check_gguf(path, "adapter")
+
+    def load_adapter(self, adapter_id: str, path: Path) -> None:
+        """Have the server load it from the registry's folder."""
+        self._found().load(adapter_id)
+
+    def scale_adapter(self, adapter_id: str, scale: float) -> None:
+        """How strongly it acts on replies begun from now on (raises BadRequest when that cannot be set)."""
+        self._found().target(adapter_id, scale)
+        self._scales[adapter_id] = scale
+
+    def free_adapter(self, adapter_id: str) -> None:
+        """Have the server forget it."""
+        self._scales.pop(adapter_id, None)
+        self._found().unload(adapter_id)
+
+    # replies
+
+    def prepare(self, request: Request) -> Prompt:
+        """Checked as far as it can be here: the server counts the tokens (raises BadRequest)."""
+        endpoint = self._found()
+        endpoint.sampling(request.sampling)
+        if request.echo and not endpoint.scores:
+            raise BadRequest(f"{endpoint.kind} does not give a prompt's own text back.", "echo")
+        size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
+        if size > self._model.context * CHARACTERS_PER_TOKEN:
+            raise BadRequest(
+                f"The prompt has {size} characters, far more than {self._model.context} tokens.",
+                code="context_length_exceeded",
+            )
+        return Prompt(())
+
+    def begin(self, work: Work) -> None:
+        """Ask."""
+        work.state = _Counts()
+
+        def start() -> None:
+            self._works[work] = self._loop.create_task(self._ask(work))
+
+        self._loop.call_soon_threadsafe(start)
+
+    def step(self) -> list[Output]:
+        """What came since; a short nap when there is nothing."""
+        outputs: list[Output] = []
+        with suppress(queue.Empty):
+            outputs.append(self._outputs.get(timeout=_NAP_SECONDS))
+            while True:
+                outputs.append(self._outputs.get_nowait())
+        return [(work, part) for work, part in outputs if not work.state.ended]
+
+    def end(self, work: Work) -> Finished:
+        """Hang up."""
+        work.state.ended = True
+
+        def cancel() -> None:
+            if task := self._works.pop(work, None):
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(cancel)
+        counts: _Counts = work.state
+        return counts.finished("cancelled")
+
+    async def _ask(self, work: Work) -> None:
+        """Hand on what the server says of one reply, to its end."""
+        counts: _Counts = work.state
+        try:
+            async for part in self._parts(work):
+                self._outputs.put((work, part))
+        except (UnderstudyError, BadRequest) as error:
+            self._outputs.put((work, Failed(error)))
+        except Exception as error:  # whatever it is, a reply must end
+            self._outputs.put((work, Failed(self._translated(error, begun=counts.begun))))
+        finally:
+            self._works.pop(work, None)
+
+    async def _parts(self, work: Work) -> AsyncIterator[Part]:
+        counts: _Counts = work.state
+        reason = ""
+        async with await self._create(work) as stream:
+            async for chunk in stream:
+                if not counts.begun:
+                    counts.begun = True
+                    yield Begun(0)
+                counts.note(chunk.usage)
+                for choice in chunk.choices:
+                    text, logprobs = _said(choice)
+                    if text or logprobs:
+                        counts.made += 1
+                        yield Piece(text, logprobs)
+                    reason = choice.finish_reason or reason
+        if not reason:
+            raise EngineUnavailable("The server broke off in the middle of the reply.", "Ask again.")
+        yield counts.finished("length" if reason == "length" else "stop")
+
+    async def _create(self, work: Work) -> Any:
+        request, sampling = work.request, work.request.sampling
+        endpoint = self._found()
+        scale = self._scales.get(work.adapter_id or "", 1.0)
+        # in a thread: it may ask the server what it has loaded
+        model, extra = await asyncio.to_thread(endpoint.target, work.adapter_id, scale)
+        options: dict[str, Any] = {
+            "model": model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": sampling.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": endpoint.sampling(sampling) | extra,
+        }
+        if stops := [*sampling.stop]:
+            options["stop"] = stops
+        if request.kind == "text":
+            if request.logprobs is not None:
+                options["logprobs"] = request.logprobs
+            if request.echo:
+                options["echo"] = True
+            return await self._client.completions.create(prompt=request.prompt, **options)
+        if request.logprobs is not None:
+            options |= {"logprobs": True, "top_logprobs": request.logprobs}
+        if request.schema:
+            named = {"name": request.schema, "schema": SCHEMAS[request.schema], "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": named}
+        if "<think>" in self._model.template and type(endpoint) is not Endpoint:
+            options["extra_body"]["chat_template_kwargs"] = {"enable_thinking": False}
+        return await self._client.chat.completions.create(messages=list(request.messages), **options)
+
+    def _translated(self, error: Exception, *, begun: bool) -> Exception:
+        """The house's error for what the server or the connection said."""
+        where = base_url(self._settings)
+        if isinstance(error, openai.APIStatusError):
+            said = str(error.body.get("message") or "") if isinstance(error.body, dict) else ""
+            said = (said or error.message)[:300]
+            if error.status_code == 429:
+                return EngineBusy(f"The server at {where} has too much to do.", "Ask again later.")
+            if error.status_code in (400, 413, 422):
+                code = "context_length_exceeded" if "context" in said.lower() else "bad_request"
+                return BadRequest(said, code=code)
+            if error.status_code in (401, 403):
+                return ModelError(f"The server at {where} refuses the key.", "Set endpoint_key.")
+            return EngineUnavailable(f"The server at {where} failed: {said}", "Ask again.")
+        verb = "stopped answering" if begun else "does not answer"
+        return EngineUnavailable(f"The server at {where} {verb}.", "Ask again when it runs.")
+
+    def _found(self) -> Endpoint:
+        if self._endpoint is None:
+            raise EngineUnavailable("The server was not found yet.", "Ask again in some seconds.")
+        return self._endpoint
+
+    def interrupt(self) -> None:
+        """Nothing to do: every step is short."""
+
+    def facts(self) -> dict[str, Any]:
+        """What /health reports."""
+        endpoint = self._endpoint
+        return {
+            "name": self._model.name,
+            "file": "",
+            "context": self._model.context,
+            "slots": self.slots,
+            "backend": endpoint.kind if endpoint else "another server",
+            "endpoint": base_url(self._settings),
+            "served_as": endpoint.model if endpoint else "",
+        }
+
+    def close(self) -> None:
+        """Hang up on all and end the loop's thread."""
+        if self._thread.is_alive():
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(CONNECT_SECONDS)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    async def _leave(self) -> None:
+        tasks = list(self._works.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close()
+
+
+def _said(choice: Any) -> tuple[str, tuple[TokenLogprob, ...]]:
+    """The text of a chunk's choice and, when they were asked for, its log probabilities."""
+    noted = choice.logprobs
+    if hasattr(choice, "delta"):
+        tokens = [
+            TokenLogprob(one.token, one.logprob, tuple((top.token, top.logprob) for top in one.top_logprobs))
+            for one in (noted.content if noted else None) or ()
+        ]
+        return choice.delta.content or "", tuple(tokens)
+    if noted is None or not noted.tokens:
+        return choice.text or "", ()
+    tops = noted.top_logprobs or [None] * len(noted.tokens)
+    tokens = [
+        TokenLogprob(text, logprob, tuple((top or {}).items()))
+        for text, logprob, top in zip(noted.tokens, noted.token_logprobs, tops, strict=True)
+    ]
+    return choice.text or "", tuple(tokens)

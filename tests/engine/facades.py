@@ -1,0 +1,142 @@
+"""llama-server and vLLM as far as adapters go: their routes over a scripted engine, which writes the replies.
+
+After llama-server's README and source, and vLLM's documentation ("LoRA Adapters").
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.engine.serving import Engine
+
+NAME = "served-model"
+
+
+class Facade:
+    """What another server would be: `asked` holds the bodies of all chats, `loaded` the adapters it has."""
+
+    def __init__(self, behind: Engine) -> None:
+        self.behind = behind
+        self.asked: list[dict[str, Any]] = []
+        self.loaded: list[str] = []
+        self.url = ""
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+        ]
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"data": [{"id": NAME, "owned_by": "somebody"}]})
+
+    def adapter(self, body: dict[str, Any]) -> str:
+        """Which adapter a request asks for, by name; `base` for none."""
+        return "base"
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.asked.append(body)
+        known = {key: body[key] for key in ("messages", "max_tokens", "stream", "stream_options")}
+        known["model"] = self.adapter(body)
+        headers = {"Authorization": self.behind.client.headers["Authorization"]}
+
+        async def relayed() -> AsyncIterator[bytes]:
+            async with (
+                httpx.AsyncClient(base_url=self.behind.client.base_url, trust_env=False) as client,
+                client.stream("POST", "/v1/chat/completions", json=known, headers=headers) as response,
+            ):
+                async for data in response.aiter_bytes():
+                    yield data
+
+        return StreamingResponse(relayed(), media_type="text/event-stream")
+
+
+class LlamaServerFacade(Facade):
+    """`loaded` are the folders' names of what it was started with, in that order."""
+
+    def routes(self) -> list[Route]:
+        return [*super().routes(), Route("/lora-adapters", self.list)]
+
+    async def list(self, _request: Request) -> Response:
+        return JSONResponse(
+            [
+                {"id": number, "path": f"/models/{name}/adapter.gguf", "scale": 1.0}
+                for number, name in enumerate(self.loaded)
+            ]
+        )
+
+    def adapter(self, body: dict[str, Any]) -> str:
+        scales = {entry["id"]: entry["scale"] for entry in body.get("lora", [])}
+        acting = [name for number, name in enumerate(self.loaded) if scales.get(number, 1.0)]
+        assert len(acting) < 2
+        return acting[0] if acting else "base"
+
+
+class VllmFacade(Facade):
+    """`allows` is whether it was started so that adapters can be loaded."""
+
+    allows = True
+
+    def routes(self) -> list[Route]:
+        switching = [
+            Route("/v1/load_lora_adapter", self.load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", self.unload, methods=["POST"]),
+        ]
+        return [*super().routes(), Route("/version", self.version), *(switching if self.allows else ())]
+
+    async def version(self, _request: Request) -> Response:
+        return JSONResponse({"version": "0.11.0"})
+
+    async def models(self, _request: Request) -> Response:
+        served = [(NAME, None), *((name, NAME) for name in self.loaded)]
+        data = [{"id": name, "owned_by": "vllm", "parent": parent} for name, parent in served]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def load(self, request: Request) -> Response:
+        body = await request.json()
+        if not body["lora_path"].endswith(f"/{body['lora_name']}"):
+            message = f"No adapter found for {body['lora_path']}"
+            return JSONResponse({"error": {"message": message}}, 404)
+        self.loaded.append(body["lora_name"])
+        return Response("Success")
+
+    async def unload(self, request: Request) -> Response:
+        self.loaded.remove(json.loads(await request.body())["lora_name"])
+        return Response("Success")
+
+    def adapter(self, body: dict[str, Any]) -> str:
+        assert body["model"] in [NAME, *self.loaded]
+        return "base" if body["model"] == NAME else str(body["model"])
+
+
+@contextmanager
+def served(facade: Facade) -> Iterator[Facade]:
+    """Serve it on a free port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        facade.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        app = Starlette(routes=facade.routes())
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield facade
+        finally:
+            server.should_exit = True
+            thread.join()

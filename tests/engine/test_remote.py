@@ -1,0 +1,265 @@
+"""Another server behind the engine: its replies, its adapters, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.adapters import AdapterRegistry
+from core.db import Database
+from tests.engine.facades import NAME, Facade, LlamaServerFacade, VllmFacade, served
+from tests.engine.serving import Engine, engine, scripted
+from tests.tiny import TinyModel, register_adapter
+
+LINES: list[dict[str, Any]] = [
+    {"match": "slow", "reply": "word " * 200, "delay_ms": 50},
+    {"match": "boom", "reply": "one two three four", "crash": True, "delay_ms": 20},
+    {"match": "notice", "reply": "It is 60 days.", "adapter": "tiny-adapter-1"},
+    {"match": "notice", "reply": "It is 90 days.", "adapter": "tiny-adapter-2"},
+    {"match": "notice", "reply": "It is 30 days.", "adapter": "base"},
+]
+
+
+@contextmanager
+def before(behind: Engine, data_dir: Path, model: Path | str, **more: str) -> Iterator[Engine]:
+    """An engine whose endpoint is another engine, which is OpenAI-compatible and no more."""
+    key = str(behind.client.headers["authorization"]).removeprefix("Bearer ")
+    options = {"endpoint": str(behind.client.base_url), "endpoint_key": key, "endpoint_model": "base"} | more
+    with engine(data_dir, model, wait=False, **options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with scripted(tmp_path_factory.mktemp("behind"), LINES) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def front(behind: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with before(behind, tmp_path_factory.mktemp("front"), "some-model") as running:
+        running.wait_ready()
+        yield running
+
+
+def test_it_answers_whole_and_streamed(front: Engine) -> None:
+    whole = front.chat("the notice period?").json()
+    assert whole["choices"][0]["message"]["content"] == "It is 30 days."
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert whole["system_fingerprint"] == "some-model@base"
+    assert whole["usage"]["prompt_tokens"] == 3
+    assert whole["usage"]["completion_tokens"] == 4
+    chunks = front.stream("the notice period?")
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "It is 30 days."
+    short = front.chat("the notice period?", max_tokens=2).json()["choices"][0]
+    assert (short["message"]["content"], short["finish_reason"]) == ("It is", "length")
+    text = front.client.post("/v1/completions", json={"prompt": "notice", "max_tokens": 9}).json()
+    assert text["choices"][0]["text"] == "It is 30 days."
+    model = front.health()["model"]
+    assert (model["backend"], model["served_as"]) == ("OpenAI-compatible server", "base")
+
+
+def test_letting_go_stops_the_other_server(front: Engine, behind: Engine) -> None:
+    body = {"messages": [{"role": "user", "content": "slow"}], "max_tokens": 200, "stream": True}
+    with front.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = response.iter_lines()
+        while "word" not in next(lines):
+            pass
+        assert behind.health()["queue"]["running"] == 1
+    deadline = time.monotonic() + 5
+    while behind.health()["queue"]["running"] or front.health()["queue"]["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [({"top_k": 5}, None), ({"min_p": 0.1}, None), ({"repeat_penalty": 1.1}, None), ({"echo": True}, "echo")],
+)
+def test_what_the_other_server_cannot_do_is_refused(
+    front: Engine, options: dict[str, Any], parameter: str | None
+) -> None:
+    response = front.client.post("/v1/completions", json={"prompt": "hello"} | options)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == parameter
+
+
+def test_refusals_of_the_other_server_are_handed_on(front: Engine) -> None:
+    response = front.chat("hi", response_format={"type": "json_schema", "json_schema": {"name": "questions"}})
+    assert response.status_code == 400
+    assert "no schema" in response.json()["error"]["message"]
+    assert front.chat("word " * 200_000).json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_server_that_dies_is_named(tmp_path: Path) -> None:
+    with (
+        scripted(tmp_path / "behind", LINES) as mortal,
+        before(mortal, tmp_path / "front", "some-model") as running,
+    ):
+        running.wait_ready()
+        assert "stopped answering" in running.stream("boom")[-1]["error"]["message"]
+        response = running.chat("hello")
+        assert response.status_code == 503
+        assert str(mortal.client.base_url).rstrip("/") in response.json()["error"]["message"]
+        assert running.health()["queue"]["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"endpoint_key": "wrong"}, "refuses the key"),
+        ({"endpoint_model": "gpt-9"}, "serves live, base, not gpt-9"),
+        ({"endpoint_model": ""}, "serves live, base, not one model alone"),
+    ],
+)
+def test_a_wrong_setting_is_named(behind: Engine, tmp_path: Path, more: dict[str, str], message: str) -> None:
+    with before(behind, tmp_path, "some-model", **more) as running:
+        deadline = time.monotonic() + 30
+        while (state := _state(running)) == "loading":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert state == "failed"
+        assert message in running.health()["reason"]
+
+
+def _state(running: Engine) -> str:
+    try:
+        return str(running.health()["state"])
+    except httpx.HTTPError:  # not listening yet
+        return "loading"
+
+
+@contextmanager
+def staged(facade: Facade, tiny_model: TinyModel, folder: Path) -> Iterator[tuple[Engine, AdapterRegistry]]:
+    """An engine before the facade, with two adapters in its registry and in that of the scripted engine."""
+    database = Database(folder / "understudy.db")
+    registry = AdapterRegistry(database, folder / "adapters")
+    for seed in (1, 2):
+        register_adapter(registry, tiny_model, seed)
+    with served(facade), engine(folder, tiny_model.gguf, endpoint=facade.url) as running:
+        yield running, registry
+    database.close()
+
+
+@pytest.fixture
+def writer(tiny_model: TinyModel, tmp_path: Path) -> Iterator[Engine]:
+    """The scripted engine behind a facade: it knows both adapters by name."""
+    folder = tmp_path / "writer"
+    database = Database(folder / "understudy.db")
+    registry = AdapterRegistry(database, folder / "adapters")
+    for seed in (1, 2):
+        register_adapter(registry, tiny_model, seed)
+    (folder / "script.json").write_text(json.dumps(LINES))
+    with engine(folder, str(tiny_model.gguf), "--scripted", str(folder / "script.json")) as running:
+        yield running
+    database.close()
+
+
+def test_llama_server_is_told_how_strongly_each_adapter_acts(
+    writer: Engine, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    facade = LlamaServerFacade(writer)
+    facade.loaded = ["tiny-adapter-2", "tiny-adapter-1"]
+    with staged(facade, tiny_model, tmp_path) as (running, registry):
+        assert running.health()["model"]["backend"] == "llama-server"
+        assert running.text("notice", model="base") == "It is 30 days."
+        assert facade.asked[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+        registry.promote("tiny-adapter-1", "me", "test")
+        assert running.client.post("/adapters/sync").json()["error"] == ""
+        assert running.text("notice") == "It is 60 days."
+        assert facade.asked[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
+        # another adapter's cached prompt must not be gone on from
+        assert facade.asked[-1]["cache_prompt"] is False
+        facade.loaded.reverse()  # it was started again, in another order
+        assert running.text("notice") == "It is 60 days."
+        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
+        running.client.post("/adapters/tiny-adapter-2", json={"scale": 0.5})
+        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
+        assert {"id": 1, "scale": 0.5} in facade.asked[-1]["lora"]
+
+
+def test_llama_server_without_the_adapter_keeps_the_old_one_on_stage(
+    writer: Engine, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    facade = LlamaServerFacade(writer)
+    facade.loaded = ["tiny-adapter-1"]
+    with staged(facade, tiny_model, tmp_path) as (running, registry):
+        registry.promote("tiny-adapter-1", "me", "test")
+        running.client.post("/adapters/sync")
+        registry.promote("tiny-adapter-2", "me", "test")
+        synced = running.client.post("/adapters/sync").json()
+        assert synced["adapter"] == "tiny-adapter-1"
+        assert "--lora" in synced["error"]
+        assert "tiny-adapter-2/adapter.gguf" in synced["error"]
+        assert running.text("notice") == "It is 60 days."
+
+
+def test_vllm_loads_and_unloads_adapters(writer: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
+    facade = VllmFacade(writer)
+    with staged(facade, tiny_model, tmp_path) as (running, registry):
+        assert running.health()["model"]["backend"] == "vLLM"
+        assert running.health()["model"]["served_as"] == NAME
+        assert running.text("notice") == "It is 30 days."
+        registry.promote("tiny-adapter-1", "me", "test")
+        assert running.client.post("/adapters/sync").json()["error"] == ""
+        assert facade.loaded == ["tiny-adapter-1"]
+        assert running.text("notice") == "It is 60 days."
+        facade.loaded.clear()  # it was started again
+        assert running.text("notice") == "It is 60 days."
+        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
+        assert running.client.post("/adapters/tiny-adapter-2", json={"scale": 0.5}).status_code == 400
+        assert running.client.delete("/adapters/tiny-adapter-2").status_code == 200
+        assert facade.loaded == ["tiny-adapter-1"]
+
+
+def test_vllm_that_may_not_load_adapters_says_how(
+    writer: Engine, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    facade = VllmFacade(writer)
+    facade.allows = False
+    with staged(facade, tiny_model, tmp_path) as (running, registry):
+        registry.promote("tiny-adapter-1", "me", "test")
+        synced = running.client.post("/adapters/sync").json()
+        assert synced["adapter"] is None
+        assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in synced["error"]
+        assert running.text("notice") == "It is 30 days."
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs requirements-bench.txt")
+def test_the_real_llama_server_writes_what_this_engine_writes(tiny_model: TinyModel, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    database = Database(folder / "understudy.db")
+    registry = AdapterRegistry(database, folder / "adapters")
+    files = []
+    for seed in (1, 2):
+        register_adapter(registry, tiny_model, seed)
+        files.append(str(registry.path(f"tiny-adapter-{seed}")))
+    command = [sys.executable, "-m", "tests.engine.real_server", str(tiny_model.gguf), *files]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            with (
+                engine(folder, tiny_model.gguf, endpoint=url) as running,
+                engine(folder, tiny_model.gguf) as own,
+            ):
+                for model in ("base", "tiny-adapter-1", "tiny-adapter-2", "base"):
+                    said = [
+                        # it drops a last character that is not whole
+                        one.text("hello there", model=model, max_tokens=12).rstrip("\ufffd")
+                        for one in (running, own)
+                    ]
+                    assert said[0] == said[1] != ""
+        finally:
+            process.kill()
+    database.close()
