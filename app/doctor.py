@@ -43,6 +43,7 @@ NATIVE = (
     "info = llama_cpp.llama_print_system_info().decode()\n"
     "print('FACTS' + json.dumps([llama_cpp.__version__, info, sqlite3.sqlite_version]))"
 )
+AMX = [sys.executable, "-m", "engine.amx_trial"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,14 @@ def native(_settings: Settings) -> Iterator[Finding]:
     build, info, sqlite = json.loads(done.stdout.split("FACTS")[1])
     features = " ".join(re.findall(r"(\w+) = 1", info))
     yield Finding("ok", "llama.cpp", f"llama-cpp-python {build}: {features}")
+    if (
+        "AMX_INT8" in features
+        and subprocess.run(AMX, cwd=PROJECT, capture_output=True, timeout=120).returncode
+    ):
+        yield Finding(
+            "warn", "amx", "this build of llama.cpp breaks it, so it is not used and prompts are read more slowly",
+            "`pip cache remove llama_cpp_python`, remove .venv and run `make run`.",
+        )  # fmt: skip
     if numbers(sqlite) < numbers(SQLITE_FLOOR):
         yield Finding(
             "warn", "sqlite", f"{sqlite} can lose a write when a WAL file is reset",
@@ -178,7 +187,7 @@ def model(settings: Settings) -> Iterator[Finding]:
         yield Finding("fail", "model", error.message, error.next_step)
         return
     if settings.endpoint:
-        yield Finding("ok", "model", f"{found.name}, answers come from {settings.endpoint}")
+        yield endpoint(settings, found.name)
     if path is None:
         yield Finding(
             "warn", "model file", "none here: nothing can be trained, and no adapter is tried first"
@@ -186,6 +195,23 @@ def model(settings: Settings) -> Iterator[Finding]:
         return
     seen = f"{found.name}: {path.name}, {path.stat().st_size / 1e6:.0f} MB, sha256 {sha256_of(path)[:16]}"
     yield Finding("warn" if found.warning else "ok", "model", seen, found.warning)
+
+
+def endpoint(settings: Settings, model: str) -> Finding:
+    """Whether the other server answers."""
+    import httpx
+
+    where = f"{settings.endpoint.rstrip('/').removesuffix('/v1')}/v1/models"
+    headers = {"Authorization": f"Bearer {settings.endpoint_key}"}
+    try:
+        response = httpx.get(where, headers=headers, timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        reason = f"{settings.endpoint} does not answer ({type(error).__name__})"
+        return Finding("fail", "endpoint", reason, "Start that server, or mend the setting endpoint.")
+    if response.is_error:
+        reason = f"{settings.endpoint} answers with status {response.status_code}"
+        return Finding("fail", "endpoint", reason, "See the settings endpoint and endpoint_key.")
+    return Finding("ok", "endpoint", f"{model} is asked for at {settings.endpoint}")
 
 
 def state(settings: Settings) -> Iterator[Finding]:

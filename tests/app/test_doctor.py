@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_a_build_for_another_cpu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert found.level == "fail"
     assert "signal 4" in found.seen
     assert "Compile" in found.next_step
+
+
+@pytest.mark.parametrize(("trial", "level"), [("pass", None), ("import os; os.abort()", "warn")])
+def test_a_build_that_breaks_amx_is_named(
+    trial: str, level: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = json.dumps(["0.3.36", "AVX2 = 1 | AMX_INT8 = 1", "3.60.0"])
+    monkeypatch.setattr(doctor, "NATIVE", f"print({'FACTS' + facts!r})")
+    monkeypatch.setattr(doctor, "AMX", [sys.executable, "-c", trial])
+    assert levels(list(doctor.native(Settings(data_dir=tmp_path)))).get("amx") == level
+
+
+def test_a_silent_endpoint_is_found(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        found = list(doctor.model(Settings(data_dir=tmp_path, model="house", endpoint=address)))
+    assert levels(found) == {"endpoint": "fail", "model file": "warn"}
+    assert all(finding.next_step for finding in found)
