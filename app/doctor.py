@@ -154,7 +154,7 @@ def native(_settings: Settings) -> Iterator[Finding]:
         and subprocess.run(AMX, cwd=PROJECT, capture_output=True, timeout=120).returncode
     ):
         yield Finding(
-            "warn", "amx", "this build of llama.cpp breaks it, so it is not used and prompts are read more slowly",
+            "warn", "amx", "this build of llama.cpp breaks it, so prompts are read without it",
             "`pip cache remove llama_cpp_python`, remove .venv and run `make run`.",
         )  # fmt: skip
     if numbers(sqlite) < numbers(SQLITE_FLOOR):
@@ -190,8 +190,9 @@ def model(settings: Settings) -> Iterator[Finding]:
         yield endpoint(settings, found.name)
     if path is None:
         yield Finding(
-            "warn", "model file", "none here: nothing can be trained, and no adapter is tried first"
-        )
+            "warn", "model file", "none here: nothing can be trained, and no adapter is tried first",
+            "`understudy models pull` fetches it if the catalog knows it.",
+        )  # fmt: skip
         return
     seen = f"{found.name}: {path.name}, {path.stat().st_size / 1e6:.0f} MB, sha256 {sha256_of(path)[:16]}"
     yield Finding("warn" if found.warning else "ok", "model", seen, found.warning)
