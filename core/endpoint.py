@@ -16,7 +16,7 @@ def record(settings: Settings) -> tuple[CatalogModel, Path | None]:
     of DEFAULT_CONTEXT tokens that is not trained here. Without one it is `resolve`, with its ModelError.
     """
     name = settings.model
-    if not settings.endpoint or name.endswith(".gguf") or "/" in name:
+    if not settings.endpoint or name.endswith(".gguf"):
         return resolve(settings)
     known = CATALOG.get(name)
     model = known or CatalogModel(name, name, 0.0, "unknown", DEFAULT_CONTEXT, CHATML, ())

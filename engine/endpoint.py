@@ -3,11 +3,14 @@
 llama-server (its README) is started with its adapters (`--lora FILE`), lists them at `/lora-adapters`, and
 each request says how strongly each of them acts (`lora`). vLLM (its documentation, "LoRA Adapters") loads and
 unloads them by `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, and a request names one as its model.
-Any other OpenAI-compatible server serves its model alone.
+Any other OpenAI-compatible server serves its model alone. Everything here runs on one event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import secrets
 import time
 from pathlib import PurePath
 from typing import Any
@@ -19,7 +22,9 @@ from core.settings import Settings
 from engine.requests import BadRequest, Sampling
 
 START_SECONDS = 60.0  # how long a server may take to load its model
-CALL_SECONDS = 60.0  # for loading an adapter
+# llama-server answers even small questions only between the batches of a long prompt
+CALL_SECONDS = 120.0
+SLOTS = 16  # replies that such a server works on at once, unless it says; more wait in our line
 _POLL_SECONDS = 0.5
 
 
@@ -27,14 +32,19 @@ class Endpoint:
     """A server that is OpenAI-compatible and no more."""
 
     kind = "OpenAI-compatible server"
+    scales = False  # whether it can let an adapter act more or less strongly
     scores = False  # whether it tells the log probabilities of a given text
 
-    def __init__(self, settings: Settings, http: httpx.Client, model: str) -> None:
+    def __init__(self, settings: Settings, http: httpx.AsyncClient, model: str) -> None:
         self.model = model
+        self.slots = SLOTS
         self._http = http
         self._folder = settings.endpoint_adapters or str((settings.data_dir / "adapters").resolve())
 
-    def load(self, adapter_id: str) -> None:
+    async def learn(self) -> None:
+        """Ask the server what else is of use."""
+
+    async def load(self, adapter_id: str) -> None:
         """Make an adapter ready (raises ModelError)."""
         raise ModelError(
             f"The server at {self._http.base_url} cannot switch to adapter {adapter_id}: it is neither "
@@ -42,51 +52,55 @@ class Endpoint:
             "Serve the model with one of them, or leave the setting endpoint empty.",
         )
 
-    def unload(self, adapter_id: str) -> None:
+    async def unload(self, adapter_id: str) -> None:
         """Free it; what is not loaded is ignored."""
 
-    def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
+    async def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
         """The model's name in a request, and the fields that choose the adapter (raises ModelError)."""
         if adapter_id is not None:
-            self.load(adapter_id)
+            await self.load(adapter_id)
         return self.model, {}
 
-    def sampling(self, sampling: Sampling) -> dict[str, Any]:
-        """What OpenAI's protocol has no field for (raises BadRequest when the server has none either)."""
+    def options(self, sampling: Sampling, owner: str) -> dict[str, Any]:
+        """Fields that OpenAI's protocol has not (raises BadRequest when the server has none either).
+
+        `owner` is whose earlier prompts may make this one quicker, empty for nobody's.
+        """
         if sampling.top_k or sampling.min_p or sampling.repeat_penalty != 1:
             raise BadRequest("The server behind this engine knows no top_k, min_p and repeat_penalty.")
         return {}
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        await self._http.aclose()
 
 
 class LlamaServer(Endpoint):
     """llama-server. Its adapters are told apart by their folder's name, the adapter's id."""
 
     kind = "llama-server"
+    scales = True
 
-    def load(self, adapter_id: str) -> None:
+    async def learn(self) -> None:
+        """How many replies it works on at once."""
+        props = await _asked(self._http, "/props")
+        if isinstance(props, dict) and int(props.get("total_slots") or 0) > 0:
+            self.slots = int(props["total_slots"])
+
+    async def load(self, adapter_id: str) -> None:
         """See that the server was started with it."""
-        self._numbers(adapter_id)
+        await self._numbers(adapter_id)
 
-    def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
-        """How strongly each of its adapters acts.
-
-        Prompts are then evaluated anew each time: it was seen to go on from a prompt of the bare base under
-        an adapter, which gave another reply.
-        """
-        wanted, others = self._numbers(adapter_id)
-        if not wanted and not others:
-            return self.model, {"cache_prompt": True}
+    async def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
+        """How strongly each of its adapters acts; one that is not named does so as the server was started."""
+        wanted, others = await self._numbers(adapter_id)
         scales = [{"id": number, "scale": 0.0} for number in others]
         scales += [{"id": number, "scale": scale} for number in wanted]
-        return self.model, {"lora": scales, "cache_prompt": False}
+        return self.model, {"lora": scales} if scales else {}
 
-    def _numbers(self, adapter_id: str | None) -> tuple[list[int], list[int]]:
+    async def _numbers(self, adapter_id: str | None) -> tuple[list[int], list[int]]:
         """The server's number of an adapter, and all others; asked anew, as it may have restarted."""
-        listed = answered(self._http, "GET", "/lora-adapters")
+        listed = await _answered(self._http, "/lora-adapters")
         names = {int(entry["id"]): _adapter_name(str(entry["path"])) for entry in listed}
         wanted = [number for number, name in names.items() if name == adapter_id]
         if adapter_id is not None and len(wanted) != 1:
@@ -97,12 +111,18 @@ class LlamaServer(Endpoint):
             )
         return wanted, [number for number in names if number not in wanted]
 
-    def sampling(self, sampling: Sampling) -> dict[str, Any]:
-        """Its own names."""
+    def options(self, sampling: Sampling, owner: str) -> dict[str, Any]:
+        """Its own names, and no cache.
+
+        It goes on from anybody's prompt that begins alike, even under another adapter, which gave another
+        reply (llama.cpp issue 26207).
+        """
         return {
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repeat_penalty,
+            "cache_prompt": False,
+            "chat_template_kwargs": {"enable_thinking": False},
         }
 
 
@@ -112,19 +132,23 @@ class Vllm(Endpoint):
     kind = "vLLM"
     scores = True
 
-    def load(self, adapter_id: str) -> None:
+    def __init__(self, settings: Settings, http: httpx.AsyncClient, model: str) -> None:
+        super().__init__(settings, http, model)
+        self._loading = asyncio.Lock()  # it refuses what another call has just loaded
+
+    async def load(self, adapter_id: str) -> None:
         """Load the PEFT files of its folder, unless they are there."""
-        if adapter_id in _served(self._http, adapters=True):
-            return
+        async with self._loading:
+            if adapter_id not in await _served(self._http, adapters=True):
+                await self._load(adapter_id)
+
+    async def _load(self, adapter_id: str) -> None:
         path = f"{self._folder}/{adapter_id}"
+        named = {"lora_name": adapter_id, "lora_path": path}
         try:
-            response = self._http.post(
-                "/v1/load_lora_adapter",
-                json={"lora_name": adapter_id, "lora_path": path},
-                timeout=CALL_SECONDS,
-            )
+            response = await self._http.post("/v1/load_lora_adapter", json=named)
         except httpx.HTTPError as error:
-            raise silent(self._http) from error
+            raise _silent(self._http) from error
         if (
             response.status_code == 404 and path not in response.text
         ):  # no such route, rather than no such file
@@ -138,41 +162,43 @@ class Vllm(Endpoint):
                 "See that it reaches this folder (endpoint_adapters), and its --max-lora-rank.",
             )
 
-    def unload(self, adapter_id: str) -> None:
+    async def unload(self, adapter_id: str) -> None:
         """Free it there."""
         try:
-            self._http.post("/v1/unload_lora_adapter", json={"lora_name": adapter_id})
+            await self._http.post("/v1/unload_lora_adapter", json={"lora_name": adapter_id})
         except httpx.HTTPError:
             return  # a server that is gone holds nothing
 
-    def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
+    async def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
         """The adapter is the model; it acts as trained."""
         if adapter_id is None:
             return self.model, {}
-        if scale != 1:
-            raise BadRequest("vLLM cannot scale an adapter.", "scale")
-        self.load(adapter_id)
+        await self.load(adapter_id)
         return adapter_id, {}
 
-    def sampling(self, sampling: Sampling) -> dict[str, Any]:
-        """Its own names."""
+    def options(self, sampling: Sampling, owner: str) -> dict[str, Any]:
+        """Its own names, and a cache that nobody shares."""
         return {
-            "top_k": sampling.top_k,
+            "top_k": sampling.top_k or -1,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repeat_penalty,
+            "cache_salt": hashlib.sha256(owner.encode()).hexdigest() if owner else secrets.token_hex(16),
+            "chat_template_kwargs": {"enable_thinking": False},
         }
 
 
-def find(settings: Settings) -> Endpoint:
+async def find(settings: Settings) -> Endpoint:
     """The server of the settings, once it has loaded its model.
 
     Raises EngineUnavailable when it does not answer, ModelError when it does not serve the model.
     """
     headers = {"Authorization": f"Bearer {settings.endpoint_key}"} if settings.endpoint_key else {}
-    # no proxies: what goes to the model goes there alone
-    http = httpx.Client(base_url=base_url(settings), headers=headers, timeout=10.0, trust_env=False)
+    http = httpx.AsyncClient(
+        # no proxies: what goes to the model goes there alone
+        base_url=base_url(settings), headers=headers, timeout=CALL_SECONDS, trust_env=False,
+    )  # fmt: skip
     try:
-        served = _await(http)
+        served = await _await(http)
         model = settings.endpoint_model or (served[0] if len(served) == 1 else "")
         if model not in served:
             raise ModelError(
@@ -180,10 +206,12 @@ def find(settings: Settings) -> Endpoint:
                 f"not {model or 'one model alone'}.",
                 "Set endpoint_model to one of them.",
             )
-        return _kind(http)(settings, http, model)
+        found = (await _kind(http))(settings, http, model)
+        await found.learn()
     except BaseException:
-        http.close()
+        await http.aclose()
         raise
+    return found
 
 
 def base_url(settings: Settings) -> str:
@@ -191,58 +219,64 @@ def base_url(settings: Settings) -> str:
     return settings.endpoint.rstrip("/").removesuffix("/v1")
 
 
-def _kind(http: httpx.Client) -> type[Endpoint]:
-    if isinstance(_asked(http, "/lora-adapters"), list):
+async def _kind(http: httpx.AsyncClient) -> type[Endpoint]:
+    if isinstance(await _asked(http, "/lora-adapters"), list):
         return LlamaServer
-    version, models = _asked(http, "/version"), _asked(http, "/v1/models")
-    owners = {entry.get("owned_by") for entry in models["data"]} if isinstance(models, dict) else set()
-    return Vllm if isinstance(version, dict) and "vllm" in owners else Endpoint
+    models = await _answered(http, "/v1/models")
+    owners = {entry.get("owned_by") for entry in models["data"]}
+    return Vllm if "vllm" in owners and await _asked(http, "/version") else Endpoint
 
 
-def _await(http: httpx.Client) -> list[str]:
+async def _await(http: httpx.AsyncClient) -> list[str]:
     """The names of its models, once it says them."""
     until = time.monotonic() + START_SECONDS
     while True:
         try:
-            return _served(http)
+            return await _served(http)
         except EngineUnavailable:
             if time.monotonic() > until:
                 raise
-        time.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _served(http: httpx.Client, *, adapters: bool = False) -> list[str]:
+async def _served(http: httpx.AsyncClient, *, adapters: bool = False) -> list[str]:
     """The names of its models; those of vLLM's loaded adapters have a parent."""
-    listed = answered(http, "GET", "/v1/models")["data"]
+    listed = (await _answered(http, "/v1/models"))["data"]
     return [str(entry["id"]) for entry in listed if bool(entry.get("parent")) == adapters]
 
 
-def answered(http: httpx.Client, method: str, path: str) -> Any:
+async def _answered(http: httpx.AsyncClient, path: str) -> Any:
     """A decoded answer (raises EngineUnavailable when there is none, ModelError when it is a refusal)."""
     try:
-        response = http.request(method, path)
-        if response.status_code in (401, 403):
-            raise ModelError(f"The server at {http.base_url} refuses the key.", "Set endpoint_key.")
+        response = await http.get(path)
+    except httpx.HTTPError as error:
+        raise _silent(http) from error
+    if response.status_code in (401, 403):
+        raise ModelError(f"The server at {http.base_url} refuses the key.", "Set endpoint_key.")
+    try:
         response.raise_for_status()
         return response.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise silent(http) from error
+        message = f"The server at {http.base_url} answers {path} with status {response.status_code}"
+        raise EngineUnavailable(
+            f"{message} and no list.", "See that the setting endpoint is right."
+        ) from error
 
 
-def _asked(http: httpx.Client, path: str) -> Any:
-    """A decoded answer, None when the server has no such route."""
+async def _asked(http: httpx.AsyncClient, path: str) -> Any:
+    """A decoded answer, None when there is no such route (raises EngineUnavailable when it is silent)."""
     try:
-        response = http.get(path)
+        response = await http.get(path)
         return response.json() if response.is_success else None
-    except (httpx.HTTPError, ValueError):
+    except httpx.HTTPError as error:
+        raise _silent(http) from error
+    except ValueError:
         return None
 
 
-def silent(http: httpx.Client) -> EngineUnavailable:
-    """What is said of a server that does not answer."""
+def _silent(http: httpx.AsyncClient) -> EngineUnavailable:
     return EngineUnavailable(
-        f"The server at {http.base_url} does not answer.",
-        "See that it runs and that this machine reaches it.",
+        f"The server at {http.base_url} does not answer.", "See that it runs and can be reached from here."
     )
 
 

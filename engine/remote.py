@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 
@@ -34,15 +34,16 @@ from engine.backend import (
     TokenLogprob,
     Work,
 )
-from engine.endpoint import Endpoint, base_url, find
+from engine.endpoint import SLOTS, Endpoint, base_url, find
 from engine.prompts import CHARACTERS_PER_TOKEN
 from engine.requests import BadRequest, Request
 from engine.schemas import SCHEMAS
 
-SLOTS = 16  # replies asked for at once; such servers have a line of their own
 SILENCE_SECONDS = 180.0
 CONNECT_SECONDS = 5.0
-_NAP_SECONDS = 0.05
+LEAST_TOP_P = 1e-6  # vLLM takes no 0, which is the same
+_NAP_SECONDS = 0.02
+T = TypeVar("T")
 
 
 @dataclass
@@ -83,47 +84,55 @@ class RemoteBackend:
     @property
     def slots(self) -> int:
         """How many replies are asked for at once."""
-        return self._settings.slots or SLOTS
+        return self._settings.slots or (self._endpoint.slots if self._endpoint else SLOTS)
 
     def load(self) -> None:
         """Find the server (raises EngineUnavailable or ModelError)."""
-        self._endpoint = find(self._settings)
         self._thread.start()
+        self._endpoint = self._awaited(find(self._settings))
+        no_header: Any = openai.Omit()
         self._client = openai.AsyncOpenAI(
             base_url=f"{base_url(self._settings)}/v1",
             api_key=self._settings.endpoint_key or "none",
+            # the library would take these from the environment
+            default_headers={"OpenAI-Organization": no_header, "OpenAI-Project": no_header},
             max_retries=0,
             timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+            # what goes to the model goes there alone
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False, follow_redirects=False),
         )
 
     # adapters
 
     def check_adapter(self, adapter_id: str, path: Path) -> None:
-        """Whether its header is sound (raises ModelError); whether it fits, the server knows."""
+        """Check its header and have the server load it from the registry's folder (raises ModelError).
+
+        Here and not in `load_adapter`, because nobody's reply may wait for it.
+        """
         if path.is_file():
             check_gguf(path, "adapter")
+        self._awaited(self._found().load(adapter_id))
 
     def load_adapter(self, adapter_id: str, path: Path) -> None:
-        """Have the server load it from the registry's folder."""
-        self._found().load(adapter_id)
+        """Nothing more to do."""
 
     def scale_adapter(self, adapter_id: str, scale: float) -> None:
         """How strongly it acts on replies begun from now on (raises BadRequest when that cannot be set)."""
-        self._found().target(adapter_id, scale)
+        if scale != 1 and not self._found().scales:
+            raise BadRequest(f"{self._found().kind} cannot scale an adapter.", "scale")
         self._scales[adapter_id] = scale
 
     def free_adapter(self, adapter_id: str) -> None:
         """Have the server forget it."""
         self._scales.pop(adapter_id, None)
-        self._found().unload(adapter_id)
+        asyncio.run_coroutine_threadsafe(self._found().unload(adapter_id), self._loop)
 
     # replies
 
     def prepare(self, request: Request) -> Prompt:
         """Checked as far as it can be here: the server counts the tokens (raises BadRequest)."""
         endpoint = self._found()
-        endpoint.sampling(request.sampling)
+        endpoint.options(request.sampling, "")
         if request.echo and not endpoint.scores:
             raise BadRequest(f"{endpoint.kind} does not give a prompt's own text back.", "echo")
         size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
@@ -154,14 +163,14 @@ class RemoteBackend:
 
     def end(self, work: Work) -> Finished:
         """Hang up."""
-        work.state.ended = True
+        counts: _Counts = work.state
+        counts.ended = True
 
         def cancel() -> None:
             if task := self._works.pop(work, None):
                 task.cancel()
 
         self._loop.call_soon_threadsafe(cancel)
-        counts: _Counts = work.state
         return counts.finished("cancelled")
 
     async def _ask(self, work: Work) -> None:
@@ -187,64 +196,70 @@ class RemoteBackend:
                     yield Begun(0)
                 counts.note(chunk.usage)
                 for choice in chunk.choices:
-                    text, logprobs = _said(choice)
+                    text, logprobs = _said(choice, work.request.logprobs)
                     if text or logprobs:
                         counts.made += 1
                         yield Piece(text, logprobs)
                     reason = choice.finish_reason or reason
-        if not reason:
-            raise EngineUnavailable("The server broke off in the middle of the reply.", "Ask again.")
+        if reason not in ("stop", "length"):
+            how = f" ({reason})" if reason else ""
+            raise EngineUnavailable(f"The server broke off in the middle of the reply{how}.", "Ask again.")
         yield counts.finished("length" if reason == "length" else "stop")
 
     async def _create(self, work: Work) -> Any:
         request, sampling = work.request, work.request.sampling
         endpoint = self._found()
-        scale = self._scales.get(work.adapter_id or "", 1.0)
-        # in a thread: it may ask the server what it has loaded
-        model, extra = await asyncio.to_thread(endpoint.target, work.adapter_id, scale)
+        model, chosen = await endpoint.target(work.adapter_id, self._scales.get(work.adapter_id or "", 1.0))
         options: dict[str, Any] = {
             "model": model,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "top_p": max(sampling.top_p, LEAST_TOP_P),
             "frequency_penalty": sampling.frequency_penalty,
             "presence_penalty": sampling.presence_penalty,
             "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "extra_body": endpoint.sampling(sampling) | extra,
+            "extra_body": endpoint.options(sampling, work.owner) | chosen,
         }
-        if stops := [*sampling.stop]:
-            options["stop"] = stops
+        if sampling.stop:
+            options["stop"] = list(sampling.stop)
+        # llama-server takes 0 for none at all
+        noted = None if request.logprobs is None else max(1, request.logprobs)
         if request.kind == "text":
-            if request.logprobs is not None:
-                options["logprobs"] = request.logprobs
+            if noted is not None:
+                options["logprobs"] = noted
             if request.echo:
                 options["echo"] = True
+            options["extra_body"].pop("chat_template_kwargs", None)
             return await self._client.completions.create(prompt=request.prompt, **options)
-        if request.logprobs is not None:
-            options |= {"logprobs": True, "top_logprobs": request.logprobs}
+        if noted is not None:
+            options |= {"logprobs": True, "top_logprobs": noted}
         if request.schema:
             named = {"name": request.schema, "schema": SCHEMAS[request.schema], "strict": True}
             options["response_format"] = {"type": "json_schema", "json_schema": named}
-        if "<think>" in self._model.template and type(endpoint) is not Endpoint:
-            options["extra_body"]["chat_template_kwargs"] = {"enable_thinking": False}
         return await self._client.chat.completions.create(messages=list(request.messages), **options)
 
     def _translated(self, error: Exception, *, begun: bool) -> Exception:
         """The house's error for what the server or the connection said."""
         where = base_url(self._settings)
-        if isinstance(error, openai.APIStatusError):
-            said = str(error.body.get("message") or "") if isinstance(error.body, dict) else ""
-            said = (said or error.message)[:300]
-            if error.status_code == 429:
-                return EngineBusy(f"The server at {where} has too much to do.", "Ask again later.")
-            if error.status_code in (400, 413, 422):
-                code = "context_length_exceeded" if "context" in said.lower() else "bad_request"
-                return BadRequest(said, code=code)
-            if error.status_code in (401, 403):
-                return ModelError(f"The server at {where} refuses the key.", "Set endpoint_key.")
-            return EngineUnavailable(f"The server at {where} failed: {said}", "Ask again.")
+        said = ""
+        if isinstance(error, openai.APIError) and isinstance(error.body, dict):
+            said = str(error.body.get("message") or "")[:300]
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        if status == 429:
+            return EngineBusy(f"The server at {where} has too much to do.", "Ask again later.")
+        if status in (400, 413, 422):
+            code = "context_length_exceeded" if "context" in said.lower() else "bad_request"
+            return BadRequest(said or f"The server at {where} refused the request.", code=code)
+        if status in (401, 403):
+            return ModelError(f"The server at {where} refuses the key.", "Set endpoint_key.")
+        if status or said:
+            return EngineUnavailable(
+                f"The server at {where} failed: {said or f'status {status}'}", "Ask again."
+            )
+        if isinstance(error, openai.APITimeoutError) and not begun:
+            return EngineBusy(f"The server at {where} did not begin in time.", "Ask again later.")
         verb = "stopped answering" if begun else "does not answer"
         return EngineUnavailable(f"The server at {where} {verb}.", "Ask again when it runs.")
 
@@ -252,6 +267,10 @@ class RemoteBackend:
         if self._endpoint is None:
             raise EngineUnavailable("The server was not found yet.", "Ask again in some seconds.")
         return self._endpoint
+
+    def _awaited(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of what runs on the loop; never called there."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def interrupt(self) -> None:
         """Nothing to do: every step is short."""
@@ -277,32 +296,36 @@ class RemoteBackend:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
-        if self._endpoint is not None:
-            self._endpoint.close()
 
     async def _leave(self) -> None:
-        tasks = list(self._works.values())
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._client is not None:
             await self._client.close()
+        if self._endpoint is not None:
+            await self._endpoint.close()
 
 
-def _said(choice: Any) -> tuple[str, tuple[TokenLogprob, ...]]:
+def _said(choice: Any, wanted: int | None) -> tuple[str, tuple[TokenLogprob, ...]]:
     """The text of a chunk's choice and, when they were asked for, its log probabilities."""
-    noted = choice.logprobs
-    if hasattr(choice, "delta"):
+    text = (choice.delta.content if hasattr(choice, "delta") else choice.text) or ""
+    noted = choice.logprobs.model_dump() if choice.logprobs is not None and wanted is not None else {}
+    if noted.get("content"):  # of chats, and of llama-server's plain completions
         tokens = [
-            TokenLogprob(one.token, one.logprob, tuple((top.token, top.logprob) for top in one.top_logprobs))
-            for one in (noted.content if noted else None) or ()
+            TokenLogprob(
+                one["token"],
+                one["logprob"],
+                tuple((top["token"], top["logprob"]) for top in one["top_logprobs"][:wanted]),
+            )
+            for one in noted["content"]
         ]
-        return choice.delta.content or "", tuple(tokens)
-    if noted is None or not noted.tokens:
-        return choice.text or "", ()
-    tops = noted.top_logprobs or [None] * len(noted.tokens)
+        return text, tuple(tokens)
+    names = noted.get("tokens") or []
+    tops = noted.get("top_logprobs") or [None] * len(names)
     tokens = [
-        TokenLogprob(text, logprob, tuple((top or {}).items()))
-        for text, logprob, top in zip(noted.tokens, noted.token_logprobs, tops, strict=True)
+        TokenLogprob(name, logprob, tuple((top or {}).items())[:wanted])
+        for name, logprob, top in zip(names, noted.get("token_logprobs") or [], tops, strict=True)
     ]
-    return choice.text or "", tuple(tokens)
+    return text, tuple(tokens)

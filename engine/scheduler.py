@@ -285,6 +285,8 @@ class Scheduler:
                 part = Failed(_shown(part.error))
                 self._left(ticket, "failed")
             else:
+                if not work.prompt.tokens:  # another server counted them, and says so at the end
+                    self.metrics.began(part.prompt_tokens, part.cached_tokens)
                 self._left(ticket, part.reason, part.completion_tokens, now - ticket.first)
         _deliver(ticket, part)
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.catalog import resolve
 from core.db import Database, new_id
+from core.endpoint import record
 from core.errors import NotFoundError, TrainingError, run_main
 from core.files import owner_lock, write_json
 from core.jobs import Job
@@ -88,7 +88,7 @@ def places(held: Sequence[Lesson]) -> list[tuple[str, list[tuple[str, int]]]]:
 def taught(settings: Settings, database: Database) -> tuple[list[Lesson], list[Lesson]]:
     """Lessons to train on and those held out, without the golden questions."""
     questions = [row["question"] for row in golden(settings, database)]
-    return lessons(database, citer(resolve(settings)[0]), exclude=questions, seed=settings.seed)
+    return lessons(database, citer(record(settings)[0]), exclude=questions, seed=settings.seed)
 
 
 def to_triples(train: Sequence[Lesson], seed: int) -> list[tuple[str, str, str]]:

@@ -222,6 +222,8 @@ def _translated(error: Exception) -> Exception:
         code = str(error.code or "")
         if error.status_code == 429 or code in ("busy", "engine_busy"):
             return EngineBusy("The engine's queue is full.", "Wait some seconds and ask again.")
+        if code == "model_error":
+            return ModelError(detail)
         if error.status_code >= 500:
             return _unavailable(str(error.request.url.copy_with(path="/")))
         if "context" in code:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -78,14 +80,37 @@ def test_a_build_for_another_cpu_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "Compile" in found.next_step
 
 
-@pytest.mark.parametrize(("trial", "level"), [("pass", None), ("import os; os.abort()", "warn")])
+@pytest.mark.parametrize(
+    ("trial", "level"),
+    [("pass", None), ("import os; os.abort()", "warn"), ("import time; time.sleep(60)", "warn")],
+)
 def test_a_build_that_breaks_amx_is_named(
     trial: str, level: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     facts = json.dumps(["0.3.36", "AVX2 = 1 | AMX_INT8 = 1", "3.60.0"])
     monkeypatch.setattr(doctor, "NATIVE", f"print({'FACTS' + facts!r})")
     monkeypatch.setattr(doctor, "AMX", [sys.executable, "-c", trial])
+    monkeypatch.setattr(doctor, "TRIAL_SECONDS", 2.0)
     assert levels(list(doctor.native(Settings(data_dir=tmp_path)))).get("amx") == level
+
+
+@pytest.mark.parametrize(("key", "level"), [("", "ok"), ("right", "ok"), ("wrong", "fail")])
+def test_an_endpoint_that_answers_is_found(key: str, level: str, tmp_path: Path) -> None:
+    class Listing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("authorization") in (None, "Bearer right")
+            self.send_response(200 if known else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Listing)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    found = list(doctor.model(Settings(data_dir=tmp_path, model="house", endpoint=address, endpoint_key=key)))
+    server.server_close()
+    assert levels(found)["endpoint"] == level
 
 
 def test_a_silent_endpoint_is_found(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ After llama-server's README and source, and vLLM's documentation ("LoRA Adapters
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -33,6 +34,8 @@ class Facade:
         self.asked: list[dict[str, Any]] = []
         self.loaded: list[str] = []
         self.url = ""
+        self.headers: list[dict[str, str]] = []
+        self.fault: Response | None = None  # given back instead of a reply
 
     def routes(self) -> list[Route]:
         return [
@@ -50,6 +53,9 @@ class Facade:
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body)
+        self.headers.append(dict(request.headers))
+        if self.fault is not None:
+            return self.fault
         known = {key: body[key] for key in ("messages", "max_tokens", "stream", "stream_options")}
         known["model"] = self.adapter(body)
         headers = {"Authorization": self.behind.client.headers["Authorization"]}
@@ -90,6 +96,7 @@ class VllmFacade(Facade):
     """`allows` is whether it was started so that adapters can be loaded."""
 
     allows = True
+    seconds = 0.0  # that loading takes
 
     def routes(self) -> list[Route]:
         switching = [
@@ -111,6 +118,10 @@ class VllmFacade(Facade):
         if not body["lora_path"].endswith(f"/{body['lora_name']}"):
             message = f"No adapter found for {body['lora_path']}"
             return JSONResponse({"error": {"message": message}}, 404)
+        if body["lora_name"] in self.loaded:
+            message = f"The lora adapter '{body['lora_name']}' has already been loaded."
+            return JSONResponse({"error": {"message": message}}, 400)
+        await asyncio.sleep(self.seconds)
         self.loaded.append(body["lora_name"])
         return Response("Success")
 

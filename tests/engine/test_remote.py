@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse, Response
 
 from core.adapters import AdapterRegistry
 from core.db import Database
@@ -65,6 +68,8 @@ def test_it_answers_whole_and_streamed(front: Engine) -> None:
     assert (short["message"]["content"], short["finish_reason"]) == ("It is", "length")
     text = front.client.post("/v1/completions", json={"prompt": "notice", "max_tokens": 9}).json()
     assert text["choices"][0]["text"] == "It is 30 days."
+    counted = front.client.get("/metrics").text
+    assert not re.search(r'tokens_total\{kind="prompt"\} 0$', counted, re.M)
     model = front.health()["model"]
     assert (model["backend"], model["served_as"]) == ("OpenAI-compatible server", "base")
 
@@ -235,6 +240,84 @@ def test_vllm_that_may_not_load_adapters_says_how(
         assert running.text("notice") == "It is 30 days."
 
 
+def test_loading_an_adapter_keeps_no_reply_waiting(
+    writer: Engine, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    facade = VllmFacade(writer)
+    facade.seconds = 2.0
+    with staged(facade, tiny_model, tmp_path) as (running, _), ThreadPoolExecutor(4) as pool:
+        body = {"messages": [{"role": "user", "content": "slow"}], "max_tokens": 60, "stream": True}
+        body["model"] = "base"
+        with running.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            while "word" not in next(lines):
+                pass
+            # all four want it at once, and a server refuses what it has loaded
+            asked = [
+                pool.submit(running.text, "notice", model="tiny-adapter-1", max_tokens=9) for _ in range(4)
+            ]
+            longest, last = 0.0, time.monotonic()
+            for line in lines:
+                if "word" in line:
+                    longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert longest < facade.seconds / 2
+        assert [one.result() for one in asked] == ["It is 60 days."] * 4
+
+
+def test_what_goes_to_each_server(writer: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
+    wanted = {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.2, "seed": 3, "stop": ["."], "top_p": 0}
+    for facade in (LlamaServerFacade(writer), VllmFacade(writer)):
+        with staged(facade, tiny_model, tmp_path / facade.__class__.__name__) as (running, _):
+            bodies = []
+            for user in ("ann", "ann", "bob", "", ""):
+                running.text("notice", user=user, **wanted)
+                bodies.append(facade.asked[-1])
+        body = bodies[0]
+        assert (body["min_p"], body["seed"], body["stop"], body["top_k"]) == (0.1, 3, ["."], 5)
+        assert 0 < body["top_p"] < 0.001
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        if isinstance(facade, VllmFacade):
+            assert body["repetition_penalty"] == 1.2
+            salts = [body["cache_salt"] for body in bodies]
+            assert salts[0] == salts[1]
+            assert len(set(salts)) == 4  # nobody's question is quicker because another asked it
+            assert "ann" not in salts[0]
+        else:
+            assert body["repeat_penalty"] == 1.2
+            assert all(body["cache_prompt"] is False for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "message"),
+    [
+        (Response('data: {"error": {"message": "out of memory"}}\n\n'), 503, "failed: out of memory"),
+        (Response("", 307, {"Location": "http://elsewhere.invalid/v1/chat/completions"}), 503, "status 307"),
+        (JSONResponse({"error": {"message": "later"}}, 429), 429, "too much to do"),
+        (Response("junk"), 503, "broke off"),
+    ],
+)
+def test_what_the_other_server_says_is_handed_on(
+    fault: Response, status: int, message: str, writer: Engine, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    facade = Facade(writer)
+    facade.fault = fault
+    with staged(facade, tiny_model, tmp_path) as (running, _):
+        response = running.chat("notice")
+        assert response.status_code == status
+        assert message in response.json()["error"]["message"]
+
+
+def test_other_servers_are_not_told_what_the_environment_holds(
+    writer: Engine, tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret-org")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret-project")
+    facade = Facade(writer)
+    with staged(facade, tiny_model, tmp_path) as (running, _):
+        assert running.text("notice") == "It is 30 days."
+    assert "secret" not in str(facade.headers)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs requirements-bench.txt")
 def test_the_real_llama_server_writes_what_this_engine_writes(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tmp_path / "data"
@@ -260,6 +343,14 @@ def test_the_real_llama_server_writes_what_this_engine_writes(tiny_model: TinyMo
                         for one in (running, own)
                     ]
                     assert said[0] == said[1] != ""
+                noted = running.chat("hi", logprobs=True, max_tokens=3).json()["choices"][0]["logprobs"][
+                    "content"
+                ]
+                assert noted
+                assert not any(token["top_logprobs"] for token in noted)
+                body = {"prompt": "hello", "logprobs": 2, "max_tokens": 3, "model": "base"}
+                text = running.client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+                assert {len(top) for top in text["top_logprobs"]} == {2}
         finally:
             process.kill()
     database.close()

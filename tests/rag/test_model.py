@@ -138,7 +138,7 @@ def test_proxies_of_the_environment_are_ignored(
     [
         (429, "engine_busy", EngineBusy),
         (503, "engine_unavailable", EngineUnavailable),
-        (500, "model_error", EngineUnavailable),
+        (500, "model_error", ModelError),
         (404, "model_not_found", ModelError),
         (400, "context_length_exceeded", PromptTooLong),
         (400, "bad", EngineError),
