@@ -96,9 +96,7 @@ class Database:
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """As `read`, but all SELECTs of this thread in the block see the same commit; it cannot write."""
         connection = self._connection()
-        connection.execute(
-            "PRAGMA query_only=ON"
-        )  # a read transaction that upgrades to a write fails at once
+        connection.execute("PRAGMA query_only=ON")  # else a write here would fail only where others write
         connection.execute("BEGIN")
         try:
             yield connection

@@ -7,6 +7,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from core.errors import DocumentError, first_line
@@ -56,7 +57,8 @@ def read_xlsx(data: bytes, outline: Outline) -> None:
             for block in blocks(rows):
                 _island(block, outline)
             for chart in _charts(whole[name]):
-                _chart(chart, whole, outline)
+                with suppress(*BROKEN):  # an odd chart does not make the sheets unreadable
+                    _chart(chart, whole, outline)
             for note in notes:
                 outline.line(note)
             outline.count("empty_pages", outline.length == before)
@@ -101,7 +103,7 @@ def _comments(cells: Any) -> Iterator[str]:
         if comment := getattr(cell, "comment", None):
             author = comment.author or ""
             by = f" by {author}" if author and not author.startswith("tc=") else ""  # else no name but an id
-            yield f"Comment on {cell.coordinate}{by}: {_THREADED.sub('', comment.text)}"
+            yield f"Comment on {cell.coordinate}{by}: {_THREADED.sub('', comment.text or '')}"
 
 
 def _island(rows: list[list[str]], outline: Outline) -> None:
@@ -154,7 +156,7 @@ def _chart(chart: Any, book: Any, outline: Outline) -> None:
             name = _points(series.tx, book).get(0) or getattr(series.tx, "v", None) or ""
             columns.append((name, _points(series.val or series.yVal, book)))
     places = sorted({place for _, points in columns for place in points})
-    if len(places) <= MAX_POINTS:
+    if 0 < len(places) <= MAX_POINTS:
         rows = [[categories.get(at, ""), *(points.get(at, "") for _, points in columns)] for at in places]
         outline.table([[x_axis, *(name for name, _ in columns)], *rows])
 

@@ -156,6 +156,23 @@ def test_xlsx_charts_and_comments_of_newer_versions() -> None:
     ]
 
 
+def test_xlsx_a_chart_of_whole_columns_keeps_its_title() -> None:
+    import openpyxl
+    from openpyxl.chart import LineChart, Reference
+
+    book = openpyxl.Workbook()
+    for cells in (["Year", "Ducks"], ["2023", 7]):
+        book.active.append(cells)
+    chart = LineChart()
+    chart.title = "Ducks"
+    chart.add_data(Reference(book.active, min_col=2, min_row=1, max_row=2), titles_from_data=True)
+    chart.series[0].val.numRef.f = "Sheet!$B:$B"
+    book.active.add_chart(chart)
+    target = io.BytesIO()
+    book.save(target)
+    assert lines(extract("s.xlsx", target.getvalue()))[1:] == ["Year: 2023; Ducks: 7.", "Ducks"]
+
+
 def test_a_sheet_as_large_as_excel_allows_is_read_by_its_real_cells() -> None:
     assert lines(extract("stock.xlsx", workbook(far=True)))[-1] == "corner"
 
