@@ -3,7 +3,7 @@
 House rules (each paid for by a known failure):
 * WAL with `synchronous=FULL`: an acknowledged vote survives power loss.
 * every write transaction is `BEGIN IMMEDIATE`: `busy_timeout` does not cover a read transaction that
-  upgrades to a write, which then fails at once with "database is locked".
+  upgrades to a write, which then fails at once with "database is locked". A snapshot cannot write at all.
 * no transaction is held across a model call.
 * a newer schema is refused instead of guessed at; an older one is backed up, then migrated in one go.
 """
@@ -91,6 +91,18 @@ class Database:
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection for SELECTs, each seeing the latest commit."""
         yield self._connection()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """As `read`, but all SELECTs of this thread in the block see the same commit; it cannot write."""
+        connection = self._connection()
+        connection.execute("PRAGMA query_only=ON")  # else a write here would fail only where others write
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA query_only=OFF")
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

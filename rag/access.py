@@ -49,6 +49,10 @@ OWN = (  # all that the viewer could find beside what everybody may: few rows, t
     " UNION ALL SELECT given.document_id FROM viewer JOIN group_members AS member"
     " ON member.account = viewer.name JOIN document_groups AS given USING (group_name))"
 )
+AUDIENCE = (  # as text: alike for documents of one owner that are given to the same groups
+    "(access.owner || char(10) || (SELECT json_group_array(group_name) FROM"
+    " (SELECT group_name FROM document_groups WHERE document_id = access.document_id ORDER BY group_name)))"
+)
 
 
 @dataclass(frozen=True)

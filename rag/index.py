@@ -61,6 +61,7 @@ class Index:
         self._client: Any = None
         self._collection: Any = None
         self._stamp = ""
+        self._held: set[int] | None = None  # ids in the open collection, once they were compared
         self._broken = ""
         self._failures = 0
         self._opened = False
@@ -210,7 +211,7 @@ class Index:
             if self._client is not None:
                 with suppress(Exception):
                     self._client.close()
-            self._client = self._collection = None
+            self._client = self._collection = self._held = None
 
     def _give_up(self, error: Exception) -> None:
         """Go on by words alone, until somebody has rebuilt the index; give up for good after some tries."""
@@ -232,11 +233,13 @@ class Index:
         self._opened = True
         try:
             collection = self._open()
-            wanted, present = self.passages.ready_ids(), self.ids()
+            wanted, present = self.passages.ready_ids(), self.ids() if self._held is None else self._held
+            self._held = None
             extra = [str(i) for i in sorted(present - wanted)]
             for at in range(0, len(extra), STEP):
                 collection.delete(ids=extra[at : at + STEP])
             self._fill(collection, sorted(wanted - present), None)
+            self._held = wanted
         except UnderstudyError:
             raise
         except Exception:

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
 from core.db import Database
-from rag.access import FINDABLE, NOBODY, UNSHARED
+from rag.access import NOBODY
+from rag.unshared import hidden
 from rag.words import STOP, words
 
 HEADING_WEIGHT = 1.0
@@ -24,13 +25,8 @@ MAX_TERMS = 64
 MAX_REPEATS = 3
 SCORED, PER_WORD = 6_000, 1_000  # passages: the greater of the two; the rarest word's are scored in any case
 
-# chunks_fts holds what is ready. What the viewer may not find is read once, as ids: joining every match with
-# its document took four fifths of the time. The + keeps SQLite from asking FTS5 for one id after the other.
-_FINDABLE = (
-    "+chunks_fts.rowid NOT IN (SELECT chunks.id FROM document_access AS access"
-    " JOIN chunks ON chunks.document_id = access.document_id"
-    f" WHERE {UNSHARED} AND NOT {FINDABLE})"
-)
+# chunks_fts holds what is ready; the blob marks what the viewer may not find of it, see `rag.unshared`
+_FINDABLE = "substr(?, chunks_fts.rowid + 1, 1) IS NOT x'01'"
 _COUNTS = (
     "SELECT value AS term, (SELECT COUNT(*) FROM chunks_fts"
     f" WHERE chunks_fts MATCH value AND {_FINDABLE}) AS passages FROM json_each(?)"
@@ -59,12 +55,17 @@ def search(database: Database, question: str, limit: int, viewer: str = NOBODY) 
     terms = match_terms(question)
     if not terms:
         return []
-    with database.read() as connection:
-        counts = connection.execute(_COUNTS, (viewer, json.dumps(sorted(set(terms))))).fetchall()
-        rarer = rarest({row["term"]: row["passages"] for row in counts})
+    with database.snapshot() as connection:
+        unseen = hidden(database, viewer)
+        known = {term: unseen.counts.get(term) for term in terms}
+        new = sorted(term for term, passages in known.items() if passages is None)
+        rows = connection.execute(_COUNTS, (unseen.marks, json.dumps(new))) if new else ()
+        counted = {row["term"]: row["passages"] for row in rows}
+        unseen.keep(counted)
+        rarer = rarest({term: counted[term] if n is None else n for term, n in known.items()})
         found: list[tuple[int, float]] = []
         for expression in _expressions(terms, rarer):
-            rows = connection.execute(_BEST, (HEADING_WEIGHT, TEXT_WEIGHT, expression, viewer, limit))
+            rows = connection.execute(_BEST, (HEADING_WEIGHT, TEXT_WEIGHT, expression, unseen.marks, limit))
             found += [(int(row["id"]), float(row["score"])) for row in rows]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
 

@@ -20,8 +20,9 @@ from rag.loaders_html import read_html
 from rag.loaders_mail import read_eml, read_msg
 from rag.loaders_markup import read_epub, read_rst, read_rtf
 from rag.loaders_odf import read_odf
-from rag.loaders_office import read_pptx, read_xlsx
+from rag.loaders_office import read_pptx
 from rag.loaders_pdf import read_pdf
+from rag.loaders_xlsx import read_xlsx
 from rag.outline import Extracted, Outline, row_text
 
 MAX_ROWS = 200_000

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.db import Database
 from core.types import Passage
-from rag.access import FINDABLE, NOBODY, OWN, SHARED
+from rag.access import AUDIENCE, FINDABLE, NOBODY, OWN, SHARED, UNSHARED
 from rag.embed import DIMENSIONS, Vectors
 
 _VERSION = "chunks_version"
@@ -73,13 +73,31 @@ class PassageStore:
             rows = connection.execute(f"SELECT chunks.id AS id {_ALL} AND {SHARED}")
             return {int(row["id"]) for row in rows}
 
-    def own_vectors(self, viewer: str) -> tuple[list[int], Vectors]:
-        """Ids and vectors of ready chunks the viewer may find that the index does not hold, in order."""
+    def hidden_ids(self, viewer: str) -> list[int]:
+        """Ids of every chunk, ready or not, that the viewer may not find."""
         with self.database.read() as connection:
             rows = connection.execute(
-                f"SELECT chunks.id AS id {_ALL} AND {OWN} ORDER BY chunks.id", (viewer,)
-            ).fetchall()
-        return self.ready_vectors([int(row["id"]) for row in rows], viewer)
+                "SELECT chunks.id AS id FROM document_access AS access"
+                " JOIN chunks ON chunks.document_id = access.document_id"
+                f" WHERE {UNSHARED} AND NOT {FINDABLE}",
+                (viewer,),
+            )
+            return [int(row["id"]) for row in rows]
+
+    def own(self, viewer: str) -> dict[str, list[int]]:
+        """Ids, in order, of ready chunks the viewer may find that the index does not hold.
+
+        By what tells who else may find them: those of one owner and the same groups are together.
+        """
+        found: dict[str, list[int]] = {}
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT chunks.id AS id, {AUDIENCE} AS audience {_READY} AND {OWN} ORDER BY chunks.id",
+                (viewer, viewer),
+            )
+            for row in rows:
+                found.setdefault(row["audience"], []).append(int(row["id"]))
+        return found
 
     def vectors(self, ids: Sequence[int]) -> Vectors:
         """Stored vectors in the order of `ids`, shape (len(ids), 384)."""

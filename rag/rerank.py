@@ -74,7 +74,7 @@ def _ordered(scores: dict[int, Scores]) -> dict[int, Scores]:
 
 
 def _cosine(vectors: Vectors, question: Vectors) -> _Array:
-    cosines: _Array = np.asarray(vectors @ question, np.float64)
+    cosines: _Array = np.asarray(np.vecdot(vectors, question), np.float64)
     return np.asarray(np.round(cosines, DIGITS), np.float64)
 
 

@@ -19,6 +19,7 @@ from rag.focus import READ, focus
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.priors import voted
+from rag.unshared import OwnVectors
 from rag.variety import WINDOW, varied
 from rag.votes import Votes
 from rag.words import content, words
@@ -39,6 +40,7 @@ class Retriever:
         self.vectors = InService(Embedders(settings, database), embedder)
         self.crossencoder = CrossEncoder()
         self.passages = PassageStore(database)
+        self.own = OwnVectors()
         self.votes = Votes(database, settings.vote_half_life) if settings.vote_priors else None
 
     def search(self, question: str, k: int, viewer: str = NOBODY) -> list[Passage]:
@@ -139,19 +141,18 @@ class Retriever:
         for _ in range(2):
             made_by = self.passages.note(MADE_BY)
             vector = self.vectors.encode([question])[0]
-            near = self._near(vector, viewer)
+            near = self.near(vector, viewer)
             ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}), viewer)
             # else another embedder came into service between the lines: never mix the two
             if near and self.passages.note(MADE_BY) == made_by:
                 return rerank.rerank(ids, lexically, vectors, vector)
         return rerank.by_words(lexically)
 
-    def _near(self, vector: Vectors, viewer: str) -> list[int]:
+    def near(self, vector: Vectors, viewer: str) -> list[int]:
         """The nearest chunks: of the index, which everybody shares, and of what else the viewer may find."""
         pairs = self.index.query(vector, CANDIDATES)
-        own, vectors = self.passages.own_vectors(viewer) if viewer else ([], vector)
-        if own:  # compared one by one: what is not shared is little
-            pairs += zip(own, (vectors @ vector).tolist(), strict=True)
+        if viewer:
+            pairs += self.own.near(self.passages, vector, viewer, CANDIDATES)
         return [chunk_id for chunk_id, _ in sorted(pairs, key=lambda pair: -pair[1])[:CANDIDATES]]
 
 

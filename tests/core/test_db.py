@@ -160,6 +160,34 @@ def test_relaxed_commits_wait_for_no_disk_and_only_there(tmp_path: Path) -> None
     database.close()
 
 
+def test_a_snapshot_sees_one_commit_and_writes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "d.db")
+    other = Database(tmp_path / "d.db")
+
+    def value() -> str:
+        with database.read() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'k'").fetchone()
+        return str(row["value"])
+
+    def put(into: Database, new: str) -> None:
+        with into.write() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('k', ?)", (new,))
+
+    put(database, "1")
+    with database.snapshot() as connection:
+        assert value() == "1"
+        put(other, "2")
+        assert value() == "1"
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM meta")
+    assert value() == "2"
+    put(database, "3")
+    with pytest.raises(ZeroDivisionError), database.snapshot():
+        raise ZeroDivisionError
+    put(database, "4")
+    assert value() == "4"
+
+
 def test_connections_end_with_their_threads(tmp_path: Path) -> None:
     """R14: a page's rerun is a new thread; a thousand of them must not use up the file handles."""
     database = Database(tmp_path / "d.db")

@@ -117,7 +117,7 @@ def test_planted_documents_are_nobody_elses_answer_until_approved(
         assert seen(retriever, viewer, questions[7]) == {honest.id}
     # more planted chunks than candidates do not push the honest ones out of the nearest
     vector = ingestor.embedder.encode([questions[7]])[0]
-    assert len(retriever._near(vector, OPERATOR)) == honest.chunks
+    assert len(retriever.near(vector, OPERATOR)) == honest.chunks
     assert bad & seen(retriever, MALLORY, questions[7])
     assert ingestor.index.ids() == ingestor.passages.ready_ids()
 

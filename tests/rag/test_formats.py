@@ -97,8 +97,80 @@ def test_xlsx_merged_cells_are_repeated_downwards_and_comments_kept() -> None:
     assert lines(extract("s.xlsx", target.getvalue()))[1:] == [
         "Line: 7; Stop: Harbour.",
         "Line: 7; Stop: Market.",
-        "Comment on B2: Closed in winter.",
+        "Comment on B2 by Ann: Closed in winter.",
     ]
+
+
+def test_xlsx_merged_headers_are_repeated_to_the_right_and_captions_are_not() -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for cells in (
+        ["Boats of 2024", None, None],
+        ["Pier", "Length", None],
+        ["East", 9, 12],
+        ["All", None, "7 m"],
+        [None, None, None, None, "Plan", "Price"],
+        ["West", 8, None, None, "Basic", 10],
+    ):
+        sheet.append(cells)
+    for area in ("A1:C1", "B2:C2", "A4:B4", "E1:F4"):
+        sheet.merge_cells(area)
+    target = io.BytesIO()
+    book.save(target)
+    assert lines(extract("s.xlsx", target.getvalue()))[1:] == [
+        "Boats of 2024",
+        "Pier: East; Length: 9; Length: 12.",
+        "Pier: All; Length: 7 m.",
+        "Pier: West; Length: 8.",
+        "Plan: Basic; Price: 10.",
+    ]
+
+
+def test_xlsx_charts_and_comments_of_newer_versions() -> None:
+    import openpyxl
+    from openpyxl.chart import BarChart, Reference
+    from openpyxl.comments import Comment
+
+    book = openpyxl.Workbook()
+    for cells in (["Year", "Ducks"], ["2023", 7], ["2024", 9.5]):
+        book.active.append(cells)
+    chart = BarChart()
+    chart.title, chart.x_axis.title, chart.y_axis.title = "Ducks by year", "Year", "Thousands"
+    chart.add_data(Reference(book.active, min_col=2, min_row=1, max_row=3), titles_from_data=True)
+    chart.set_categories(Reference(book.active, min_col=1, min_row=2, max_row=3))
+    book.create_chartsheet("Chart").add_chart(chart)
+    newer = "[Threaded comment]\n\nYour version of Excel …\n\nComment:\n    Counted twice.\nReply:\n    Once."
+    book.active["B2"].comment = Comment(newer, "tc={0123}")
+    target = io.BytesIO()
+    book.save(target)
+    assert lines(extract("s.xlsx", target.getvalue()))[1:] == [
+        "Year: 2023; Ducks: 7.",
+        "Year: 2024; Ducks: 9.5.",
+        "Comment on B2: Counted twice. Reply: Once.",
+        "Chart",
+        "Ducks by year, Thousands",
+        "Year: 2023; Ducks: 7.",
+        "Year: 2024; Ducks: 9.5.",
+    ]
+
+
+def test_xlsx_a_chart_of_whole_columns_keeps_its_title() -> None:
+    import openpyxl
+    from openpyxl.chart import LineChart, Reference
+
+    book = openpyxl.Workbook()
+    for cells in (["Year", "Ducks"], ["2023", 7]):
+        book.active.append(cells)
+    chart = LineChart()
+    chart.title = "Ducks"
+    chart.add_data(Reference(book.active, min_col=2, min_row=1, max_row=2), titles_from_data=True)
+    chart.series[0].val.numRef.f = "Sheet!$B:$B"
+    book.active.add_chart(chart)
+    target = io.BytesIO()
+    book.save(target)
+    assert lines(extract("s.xlsx", target.getvalue()))[1:] == ["Year: 2023; Ducks: 7.", "Ducks"]
 
 
 def test_a_sheet_as_large_as_excel_allows_is_read_by_its_real_cells() -> None:

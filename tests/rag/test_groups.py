@@ -5,7 +5,6 @@ The walk changes members, groups, visibility, approval and documents at random, 
 
 from __future__ import annotations
 
-import importlib
 import random
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ import pytest
 from core.db import Database
 from core.errors import ConflictError, NotFoundError
 from core.settings import Settings
-from rag import lexical
 from rag.access import OPERATOR, Access
 from rag.approval import Approval
 from rag.documents import Document
@@ -181,16 +179,28 @@ def test_the_check_sees_a_clause_that_is_dropped(
 def test_the_check_sees_it_dropped_from_the_search_by_words(
     world: World, monkeypatch: pytest.MonkeyPatch, mutant: str
 ) -> None:
-    """Its queries are put together when the module is imported."""
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr("rag.access.FINDABLE", mutant)
-            importlib.reload(lexical)
-            with pytest.raises(AssertionError):
-                check(world)
-    finally:
-        importlib.reload(lexical)
+    monkeypatch.setattr("rag.passages.FINDABLE", mutant)
+    with pytest.raises(AssertionError):
+        check(world)
+
+
+@pytest.mark.parametrize("forgetful", ["rag.groups", "rag.approval", "rag.documents"])
+def test_the_check_sees_a_change_that_is_not_counted(
+    world: World, reader: Reader, monkeypatch: pytest.MonkeyPatch, forgetful: str
+) -> None:
+    """What is kept in memory holds until `chunks_version` grows."""
     check(world)
+    monkeypatch.setattr(f"{forgetful}.bump_version", lambda connection: None)
+    document = only(world, Access(OPERATOR, "owner", groups=("sales",))).id
+    match forgetful:
+        case "rag.groups":
+            change_group(world, "sales", ANNA, "leave")
+        case "rag.approval":
+            show(world, document, "owner", ())
+        case "rag.documents":
+            replace_with(world, Access(BEN, "owner", groups=("sales",)), reader)
+    with pytest.raises(AssertionError):
+        check(world)
 
 
 def test_a_removed_group_leaves_documents_to_their_owner(world: World) -> None:

@@ -56,6 +56,38 @@ def test_the_index_follows_the_database(
     assert index.ids() == index.passages.ready_ids()
 
 
+def test_what_the_index_holds_is_listed_again_only_when_others_wrote(
+    index: Index, database: Database, settings: Settings, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, listed = Index.ids, []
+
+    def counted(self: Index) -> set[int]:
+        listed.append(self)
+        return ids(self)
+
+    monkeypatch.setattr(Index, "ids", counted)
+    index.open()
+    fill(database, settings, reader, range(2))
+    index.sync()
+    listed.clear()
+    [first, *_] = fill(database, settings, reader, range(2, 5))
+    index.sync()
+    DocumentStore(database, settings).delete(first)
+    index.sync()
+    assert listed == []
+    assert ids(index) == index.passages.ready_ids()
+    other = Index(settings, database)
+    other.open()
+    [second, *_] = fill(database, settings, reader, range(5, 8))
+    other.sync()
+    other.close()
+    listed.clear()
+    DocumentStore(database, settings).delete(second)
+    index.sync()
+    assert listed == [index]
+    assert ids(index) == index.passages.ready_ids()
+
+
 @pytest.mark.parametrize("damage", ["truncate", "zero", "missing-sqlite", "missing", "garbage"])
 def test_a_damaged_index_is_rebuilt(
     damage: str, index: Index, database: Database, settings: Settings, reader: Reader

@@ -125,7 +125,10 @@ def check(world: World, *, synced: bool = False) -> None:
         assert {p.document_id for p in passages.get(chunks, viewer).values()} == wanted
         assert of(passages.ready_vectors(list(chunks), viewer)[0]) == wanted
         assert of(staged.ready_vectors(list(chunks), viewer)[0]) == wanted
-        assert of(passages.own_vectors(viewer)[0]) == (wanted - world.model.shared if viewer else set())
+        own = {i for ids in passages.own(viewer).values() for i in ids}
+        assert of(own) == (wanted - world.model.shared if viewer else set())
+        near = world.retriever.own.near(passages, np.ones(384, np.float32), viewer, 500)
+        assert {i for i, _ in near} == own
         assert passages.counts(viewer)[0] == len(wanted)
         for stage, shown in world.retriever.stages("heavy crate", 100, viewer).items():
             # the index follows at the next sync; until then words find what it lacks, and rows hide the rest
