@@ -276,7 +276,9 @@ class DocumentStore:
             rows = connection.execute(
                 "SELECT id, heading, text FROM chunks WHERE document_id = ? ORDER BY ordinal", (document_id,)
             ).fetchall()
-            title = connection.execute(f"SELECT {_TITLE} FROM documents WHERE id = ?", (document_id,)).fetchone()
+            title = connection.execute(
+                f"SELECT {_TITLE} FROM documents WHERE id = ?", (document_id,)
+            ).fetchone()
         if title is None:
             raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
         return [(row["id"], f"{headline(title[0], row['heading'])}\n{row['text']}") for row in rows]

@@ -65,7 +65,9 @@ class Reader:
         text = answer["text"]
         extracted = Extracted(answer["kind"], answer["title"], text, sections, answer["quality"])
         places = answer["chunks"]
-        return extracted, [Chunk(*place, text[place[2] : place[3]]) for place in places]
+        return extracted, [
+            Chunk(heading, page, start, end, text[start:end]) for heading, page, start, end in places
+        ]
 
     def draw(self, data: bytes, place: Place) -> tuple[bytes, int]:
         """A page of a PDF as PNG, and how many places were marked on it (see `rag.page_image.draw`).
