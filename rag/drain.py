@@ -16,9 +16,10 @@ from core.errors import DocumentError
 from rag.access import new_access
 from rag.approval import CHOSEN_AGAIN, Approval
 from rag.documents import Document, Documents
+from rag.embed import Step
 from rag.index import Index
 from rag.intake import take
-from rag.pipeline import Group, Pipeline, Step
+from rag.pipeline import Group, Pipeline
 from rag.queue import ACTIVE, Entry, Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader

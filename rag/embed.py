@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ CPU = Path("/proc/cpuinfo")
 REMEMBERED = 20_000  # vectors of units and questions, 1.5 KB each
 
 Vectors = NDArray[np.float32]
+Step = Callable[[], None]
 
 
 def weights() -> Path:
@@ -73,12 +73,15 @@ class Embedder:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Vectors] = OrderedDict()
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of shape (len(texts), 384), float32, unit length. MiniLM reads 256 tokens of a text."""
+    def encode(self, texts: Sequence[str], step: Step = lambda: None) -> Vectors:
+        """Vectors of shape (len(texts), 384), float32, unit length. MiniLM reads 256 tokens of a text.
+
+        `step` is called before each batch, in any thread, and may raise.
+        """
         if not texts:
             return np.zeros((0, DIMENSIONS), np.float32)
         with self._lock:
-            vectors = _encode(self._load(), texts)
+            vectors = _encode(self._load(), texts, step)
         if self.half:  # bfloat16 misses length 1 by up to 0.3 %
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
@@ -121,7 +124,7 @@ class Embedder:
         return self._model
 
 
-def _encode(model: Any, texts: Sequence[str]) -> Vectors:
+def _encode(model: Any, texts: Sequence[str], step: Step) -> Vectors:
     """Many texts are embedded a batch on each processor, instead of every batch on all of them.
 
     Nothing waits for the slowest processor at every layer then. That is 1.2 times as fast, and where other
@@ -130,17 +133,23 @@ def _encode(model: Any, texts: Sequence[str]) -> Vectors:
     import torch
 
     processors = torch.get_num_threads()
-    if processors == 1 or len(texts) < FEW:
-        return _batch(model, texts)
-    size = min(BATCH, ceil(len(texts) / processors))
+    size = len(texts) if len(texts) < FEW else min(BATCH, ceil(len(texts) / processors))
     # alike long ones together, since each is padded to the longest of its batch
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     batches = [[texts[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
-    try:
-        with ThreadPoolExecutor(processors, "embed", torch.set_num_threads, (1,)) as pool:
-            parts = list(pool.map(partial(_batch, model), batches))
-    finally:
-        torch.set_num_threads(processors)  # it counts for new threads as well as for the one that says it
+
+    def embedded(batch: Sequence[str]) -> Vectors:
+        step()
+        return _batch(model, batch)
+
+    if processors == 1 or len(batches) == 1:
+        parts = [embedded(batch) for batch in batches]
+    else:
+        try:
+            with ThreadPoolExecutor(processors, "embed", torch.set_num_threads, (1,)) as pool:
+                parts = list(pool.map(embedded, batches))
+        finally:
+            torch.set_num_threads(processors)  # it counts for new threads as well as for the one that says it
     vectors = np.empty((len(texts), DIMENSIONS), np.float32)
     vectors[order] = np.concatenate(parts)
     return vectors

@@ -23,21 +23,20 @@ from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore
 from rag.drain import Beat, Drain
-from rag.embed import Embedder, quick_half
+from rag.embed import Embedder, Step, quick_half
 from rag.embedders import Embedders, InService
 from rag.files import below
 from rag.filetypes import KINDS
 from rag.index import Index
 from rag.intake import take_file
 from rag.passages import PassageStore
-from rag.pipeline import Pipeline, Step
+from rag.pipeline import Pipeline
 from rag.queue import Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sync import sync
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
-EMBED_STEP = 128  # chunks; it takes 4 s on a slow core, and the worker that ends this process waits 10 s
 
 Report = Callable[[str], None]
 
@@ -74,9 +73,9 @@ class Ingestor:
     def process(self, documents: Sequence[Document], step: Step = lambda: None) -> int:
         """Embed pending documents and make them ready in one commit; the next `Index.sync` has them.
 
-        Returns how many are ready; those that were deleted meanwhile are left out. `step` is called between
-        batches and may raise. Raises ConflictError while the passages are to be embedded anew: vectors of two
-        embedders are never mixed.
+        Returns how many are ready; those that were deleted meanwhile are left out. `step` is called before
+        each batch and may raise. Raises ConflictError while the passages are to be embedded anew: vectors of
+        two embedders are never mixed.
         """
         if reason := self.index.embedders.mismatch():
             raise ConflictError(reason, "The document waits until then.")
@@ -94,16 +93,9 @@ class Ingestor:
             return 0
         import numpy as np
 
-        # alike long ones together: each is padded to the longest of its batch
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        parts = []
-        for at in range(0, len(order), EMBED_STEP):
-            step()
-            parts.append(self.vectors.encode([texts[i] for i in order[at : at + EMBED_STEP]]))
-        vectors = np.concatenate(parts)[np.argsort(order)]
         ends = np.cumsum([len(ids) for _, ids in found])
-        by_document = zip(found, np.split(vectors, ends[:-1]), strict=True)
-        return self.documents.save_documents((*one, part) for one, part in by_document)
+        vectors = np.split(self.vectors.encode(texts, step), ends[:-1])
+        return self.documents.save_documents((*one, part) for one, part in zip(found, vectors, strict=True))
 
     def process_pending(self, beat: Beat | None = None) -> int:
         """Process every pending document and bring the index up to date; returns how many."""

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rag.documents import Document
+from rag.embed import Step
 
 GROUP_CHUNKS = 512
 AHEAD = 2  # groups
 BEAT_SECONDS = 1.0
 
 Group = Sequence[Document]
-Step = Callable[[], None]
 
 
 class _Left(Exception):
@@ -48,6 +48,7 @@ class Pipeline:
         self._known: set[str] = set()
         self._offered: deque[Document] = deque()
         self._group: list[Document] = []  # in the thread's hands
+        self._chunks = 0  # of both
         self._error: BaseException | None = None
         self._leaving = False
         self._thread: threading.Thread | None = None
@@ -80,6 +81,7 @@ class Pipeline:
                     self._wait(AHEAD * GROUP_CHUNKS)
                     self._known.add(document.id)
                     self._offered.append(document)
+                    self._chunks += _size(document)
             if self._offered:
                 self._go_on()
         return len(self._known) - before
@@ -91,7 +93,7 @@ class Pipeline:
 
     def _wait(self, chunks: int) -> bool:
         waited = False
-        while self._error is None and self._left() > chunks:
+        while self._error is None and self._chunks > chunks:
             self._go_on()
             self._beat([*self._group, *self._offered][0])
             waited = True
@@ -105,10 +107,6 @@ class Pipeline:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
             self._thread.start()
-
-    def _left(self) -> int:
-        """Chunks to embed; a document without any counts, too."""
-        return sum(max(1, document.chunks) for document in (*self._group, *self._offered))
 
     def _run(self) -> None:
         try:
@@ -125,12 +123,14 @@ class Pipeline:
     def _take(self) -> Group:
         """The oldest documents, one at least; none when it is over."""
         with self._changed:
+            self._chunks -= sum(_size(document) for document in self._group)
             self._group = []
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._offered or self._leaving)
+            room = GROUP_CHUNKS
             while self._offered and not self._leaving:
-                chunks = self._left() - sum(max(1, document.chunks) for document in self._offered)
-                if self._group and chunks + self._offered[0].chunks > GROUP_CHUNKS:
+                room -= _size(self._offered[0])
+                if self._group and room < 0:
                     break
                 self._group.append(self._offered.popleft())
             return list(self._group)
@@ -138,3 +138,8 @@ class Pipeline:
     def _step(self) -> None:
         if self._leaving:
             raise _Left
+
+
+def _size(document: Document) -> int:
+    """Chunks; a document without any is work, too."""
+    return max(1, document.chunks)

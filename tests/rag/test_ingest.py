@@ -17,10 +17,9 @@ from core.jobs import Jobs
 from core.settings import Settings
 from rag import ingest as module
 from rag.documents import Document
-from rag.embed import Vectors
+from rag.embed import Step, Vectors
 from rag.index import Index
 from rag.ingest import SAMPLES, Ingestor, main
-from rag.pipeline import Step
 from rag.reader import Reader
 from rag.retrieve import Retriever
 from tests.rag.conftest import HANDBOOK
@@ -218,7 +217,7 @@ def test_small_documents_are_embedded_together(
     asked: list[int] = []
     encode = ingestor.embedder.encode
 
-    def watched(texts: Sequence[str]) -> Vectors:
+    def watched(texts: Sequence[str], step: Step) -> Vectors:
         asked.append(len(texts))
         return encode(texts)
 

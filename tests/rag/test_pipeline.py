@@ -12,9 +12,9 @@ import pytest
 from core.errors import Cancelled, DocumentError, StorageError
 from rag import pipeline as module
 from rag.documents import Document, DocumentStore
-from rag.embed import Vectors
+from rag.embed import Step, Vectors
 from rag.ingest import Ingestor
-from rag.pipeline import Group, Pipeline, Step
+from rag.pipeline import Group, Pipeline
 
 PATIENCE = 60.0  # seconds until a test that waits for another thread fails
 
@@ -142,7 +142,7 @@ def watched(ingestor: Ingestor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read = threading.Semaphore(0)
     encode, add = ingestor.embedder.encode, DocumentStore.add
 
-    def slow(texts: Sequence[str]) -> Vectors:
+    def slow(texts: Sequence[str], step: Step) -> Vectors:
         if not asked:
             for _ in range(3):
                 assert read.acquire(timeout=PATIENCE), "reading waits for embedding"
@@ -207,7 +207,7 @@ def test_a_line_for_each_file_comes_when_it_can_be_searched(ingestor: Ingestor, 
 def test_a_failure_of_the_embedder_leaves_what_is_read_pending_and_the_rest_waiting(
     ingestor: Ingestor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(texts: Sequence[str]) -> Vectors:
+    def full(texts: Sequence[str], step: Step) -> Vectors:
         raise StorageError("The disk is full.")
 
     for number in range(3):

@@ -14,7 +14,7 @@ from core.errors import Cancelled, ConflictError, DocumentError, NotFoundError, 
 from core.settings import Settings, load_settings
 from rag import intake
 from rag.documents import DocumentStore
-from rag.embed import Vectors
+from rag.embed import Step, Vectors
 from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.queue import Queue
@@ -167,7 +167,7 @@ def test_cancelled_while_it_is_read_or_embedded(
 def cancel_while_it_is_embedded(entry_id: str, ingestor: Ingestor, patch: pytest.MonkeyPatch) -> None:
     encode = ingestor.embedder.encode
 
-    def cancelling(texts: Sequence[str]) -> Vectors:
+    def cancelling(texts: Sequence[str], step: Step) -> Vectors:
         if ingestor.queue.get(entry_id).active:
             ingestor.queue.cancel(entry_id)
         return encode(texts)
