@@ -29,7 +29,7 @@ from core.settings import load_settings, quiet_environment
 from evaluation.ranking import interval, ndcg, percentile, recall, reciprocal_rank
 from rag import lexical
 from rag.documents import DocumentStore
-from rag.embed import Embedder, Vectors
+from rag.embed import Embedder, Step, Vectors
 from rag.index import Index
 from rag.retrieve import Retriever
 
@@ -50,7 +50,7 @@ class KnownVectors(Embedder):
         super().__init__()
         self.vectors = vectors
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str], step: Step = lambda: None) -> Vectors:
         """Vectors of known texts, shape (len(texts), 384)."""
         return np.stack([self.vectors[text] for text in texts])
 

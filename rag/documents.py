@@ -22,7 +22,6 @@ from core.errors import DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import EVERYBODY, FINDABLE, NOBODY, OFFERED, OPERATOR, READABLE, Access
-from rag.chunks import chunk
 from rag.embed import Vectors
 from rag.filetypes import kind_of
 from rag.groups import give
@@ -121,10 +120,9 @@ class DocumentStore:
         document_id = self._new_id(data, access)
         if reader is None:
             with Reader(self.settings) as own:
-                extracted = own.read(shown, data)
+                extracted, pieces = own.read_chunks(shown, data, self.settings.chunk_tokens)
         else:
-            extracted = reader.read(shown, data)
-        pieces = chunk(extracted, self.settings.chunk_tokens)
+            extracted, pieces = reader.read_chunks(shown, data, self.settings.chunk_tokens)
         require_space(self.folder, 2 * len(data) + (1 << 20))
         now = now_ms()
         with self.database.write() as connection:
@@ -278,8 +276,12 @@ class DocumentStore:
             rows = connection.execute(
                 "SELECT id, heading, text FROM chunks WHERE document_id = ? ORDER BY ordinal", (document_id,)
             ).fetchall()
-        title = self.get(document_id).title
-        return [(row["id"], f"{headline(title, row['heading'])}\n{row['text']}") for row in rows]
+            title = connection.execute(
+                f"SELECT {_TITLE} FROM documents WHERE id = ?", (document_id,)
+            ).fetchone()
+        if title is None:
+            raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
+        return [(row["id"], f"{headline(title[0], row['heading'])}\n{row['text']}") for row in rows]
 
     def save_documents(self, embedded: Iterable[tuple[str, Ids, Vectors]]) -> int:
         """Store the vectors of documents' chunks and make the documents ready, in one commit.

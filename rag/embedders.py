@@ -20,7 +20,7 @@ from core.db import Database
 from core.errors import ModelError, NotFoundError, UnderstudyError
 from core.files import inside, read_json, sha256_of
 from core.settings import Settings
-from rag.embed import DIMENSIONS, EMBEDDING, Embedder, Vectors, weights
+from rag.embed import DIMENSIONS, EMBEDDING, Embedder, Step, Vectors, weights
 from rag.passages import PassageStore
 
 IN_SERVICE, BEFORE, MADE_BY = "embedder", "embedder_before", "index_embedding"
@@ -147,9 +147,9 @@ class InService:
         self._lock = threading.Lock()
         self._tuned: tuple[Identity, Embedder] | None = None
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str], step: Step = lambda: None) -> Vectors:
         """Vectors of shape (len(texts), 384), unit length (raises ModelError when the files are gone)."""
-        return self.model().encode(texts)
+        return self.model().encode(texts, step)
 
     def model(self) -> Embedder:
         """The model itself."""

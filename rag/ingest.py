@@ -23,21 +23,20 @@ from core.jobs import Job, Jobs
 from core.settings import PROJECT, Settings, load_settings, quiet_environment
 from rag.documents import Document, DocumentStore
 from rag.drain import Beat, Drain
-from rag.embed import Embedder, quick_half
+from rag.embed import Embedder, Step, quick_half
 from rag.embedders import Embedders, InService
 from rag.files import below
 from rag.filetypes import KINDS
 from rag.index import Index
 from rag.intake import take_file
 from rag.passages import PassageStore
+from rag.pipeline import Pipeline
 from rag.queue import Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sync import sync
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
-EMBED_STEP = 128  # chunks; it takes 4 s on a slow core, and a lease of the worker's lasts longer
-HEARTBEAT_SECONDS = 10.0
 
 Report = Callable[[str], None]
 
@@ -71,12 +70,12 @@ class Ingestor:
         self.embedder = embedder
         self.vectors = InService(Embedders(settings, database), embedder)
 
-    def process(self, documents: Sequence[Document], beat: Callable[[], None] | None = None) -> int:
+    def process(self, documents: Sequence[Document], step: Step = lambda: None) -> int:
         """Embed pending documents and make them ready in one commit; the next `Index.sync` has them.
 
-        Returns how many are ready; those that were deleted meanwhile are left out. `beat` is called between
-        batches and may raise Cancelled. Raises ConflictError while the passages are to be embedded anew:
-        vectors of two embedders are never mixed.
+        Returns how many are ready; those that were deleted meanwhile are left out. `step` is called before
+        each batch and may raise. Raises ConflictError while the passages are to be embedded anew: vectors of
+        two embedders are never mixed.
         """
         if reason := self.index.embedders.mismatch():
             raise ConflictError(reason, "The document waits until then.")
@@ -90,17 +89,12 @@ class Ingestor:
                     continue
                 found.append((document.id, [i for i, _ in pieces]))
                 texts += [text for _, text in pieces]
-        parts = []
-        for at in range(0, len(texts), EMBED_STEP):
-            if beat is not None:
-                beat()
-            parts.append(self.vectors.encode(texts[at : at + EMBED_STEP]))
-        if not parts:
+        if not texts:
             return 0
         import numpy as np
 
         ends = np.cumsum([len(ids) for _, ids in found])
-        vectors = np.split(np.concatenate(parts), ends[:-1])
+        vectors = np.split(self.vectors.encode(texts, step), ends[:-1])
         return self.documents.save_documents((*one, part) for one, part in zip(found, vectors, strict=True))
 
     def process_pending(self, beat: Beat | None = None) -> int:
@@ -112,10 +106,10 @@ class Ingestor:
         """Read the whole queue and process every pending document; returns how many documents."""
         with owner_lock(self.lock, "Reading documents", wait=True), Reader(self.settings) as reader:
             self.documents.sweep()
-            return self._drain(reader).run(beat)
+            return self._drain(beat).run(reader)
 
-    def _drain(self, reader: Reader) -> Drain:
-        return Drain(self.queue, self.documents, self.index, reader, self.process)
+    def _drain(self, beat: Beat | None = None) -> Drain:
+        return Drain(self.queue, self.index, self.process, beat)
 
     @property
     def lock(self) -> Path:
@@ -124,29 +118,35 @@ class Ingestor:
 
     def _process_pending(self, beat: Beat | None = None) -> int:
         self.documents.sweep()
-        with Reader(self.settings) as reader:  # starts no child: nothing is read
-            drain = self._drain(reader)
-            drain.embed_pending(beat)
-        self.index.sync()
+        drain = self._drain(beat)
+        drain.finish()
         return drain.count
 
     def ingest(
         self, paths: Sequence[Path], report: Report, origin: str = "folder", wait: bool = False
     ) -> Summary:
-        """Add and process files and folders (recursively); one report line per file.
+        """Add and process files and folders (recursively); one report line per file, when it is done.
 
-        Raises ConflictError when another process is ingesting, unless it is to `wait` for it.
+        Lines of added files come from another thread. Raises ConflictError when another process is
+        ingesting, unless it is to `wait` for it.
         """
         summary = Summary()
+
+        def ready(documents: Sequence[Document]) -> None:
+            for document in documents:
+                summary.added += 1
+                report(f"added      {document.name} ({document.chunks} passages)")
+
         with owner_lock(self.lock, "Reading documents", wait=wait), Reader(self.settings) as reader:
             self.index.sync()
-            for path in _files(paths):
-                self._one(path, origin, (reader, summary, report))
+            with self._drain().reading(ready) as pipeline:
+                for path in _files(paths):
+                    self._one(path, origin, reader, (pipeline, summary, report))
             self._process_pending()
         return summary
 
-    def _one(self, path: Path, origin: str, state: tuple[Reader, Summary, Report]) -> None:
-        reader, summary, report = state
+    def _one(self, path: Path, origin: str, reader: Reader, state: tuple[Pipeline, Summary, Report]) -> None:
+        pipeline, summary, report = state
         began = now_ms()
         for taken in take_file(self.documents, path, origin, reader):
             document = taken.document
@@ -154,13 +154,9 @@ class Ingestor:
                 reason = taken.error.message if taken.error else ""
                 summary.refused.append((taken.name, reason))
                 report(f"refused    {taken.name}: {taken.error}")
-            elif document.status == "ready" or document.created_at < began:
+            elif document.created_at < began or not pipeline.offer([document]):
                 summary.unchanged += 1
                 report(f"unchanged  {document.name}")
-            else:
-                self.process([document])
-                summary.added += 1
-                report(f"added      {document.name} ({document.chunks} passages)")
 
     def sync(self, folder: Path, report: Report) -> Summary:
         """Make the documents those of the folder: see `rag.sync`. Nothing is loaded when nothing changed.
@@ -168,7 +164,8 @@ class Ingestor:
         Raises ConflictError when another process is ingesting, DocumentError when the folder cannot be right.
         """
         with owner_lock(self.lock, "Reading documents"), Reader(self.settings) as reader:
-            changes = sync(self.documents, folder, reader, report)
+            with self._drain().reading() as pipeline:
+                changes = sync(self.documents, folder, reader, report, pipeline.offer)
             if changes.touched or self.documents.pending():
                 self._process_pending()
             QueueWork(self.queue).settle()

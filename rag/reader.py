@@ -24,6 +24,7 @@ from typing import Any
 
 from core.errors import DocumentError
 from core.settings import PROJECT, Settings, child_environment
+from rag.chunks import Chunk, chunk
 from rag.loaders_links import Scan, Sitemap, scan_html, scan_sitemap
 from rag.outline import Extracted, Section
 from rag.page_image import Place, draw
@@ -55,9 +56,18 @@ class Reader:
 
         Raises DocumentError with the reason when it cannot be read, or costs more than the limits allow.
         """
-        answer = self._answer({"name": name}, data, WALL_SECONDS)
+        return self.read_chunks(name, data, 0)[0]
+
+    def read_chunks(self, name: str, data: bytes, tokens: int) -> tuple[Extracted, list[Chunk]]:
+        """The same, and the document cut into chunks of at most so many tokens (see `rag.chunks`)."""
+        answer = self._answer({"name": name, "tokens": tokens}, data, WALL_SECONDS)
         sections = tuple(Section(**section) for section in answer["sections"])
-        return Extracted(answer["kind"], answer["title"], answer["text"], sections, answer["quality"])
+        text = answer["text"]
+        extracted = Extracted(answer["kind"], answer["title"], text, sections, answer["quality"])
+        places = answer["chunks"]
+        return extracted, [
+            Chunk(heading, page, start, end, text[start:end]) for heading, page, start, end in places
+        ]
 
     def draw(self, data: bytes, place: Place) -> tuple[bytes, int]:
         """A page of a PDF as PNG, and how many places were marked on it (see `rag.page_image.draw`).
@@ -146,7 +156,11 @@ def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
         if "place" in request:
             png, marks = draw(data, Place(**request["place"]))
             return {"png": base64.b64encode(png).decode("ascii"), "marks": marks}
-        return asdict(extract(request["name"], data))
+        extracted = extract(request["name"], data)
+        tokens = request["tokens"]
+        found = chunk(extracted, tokens) if tokens else []
+        places = [(piece.heading, piece.page, piece.start, piece.end) for piece in found]
+        return {**vars(extracted), "sections": [vars(one) for one in extracted.sections], "chunks": places}
     except DocumentError as error:
         return {"message": error.message, "next_step": error.next_step}
     except MemoryError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from core.db import now_ms
 from core.errors import DocumentError
 from rag.chunk_carry import carry
-from rag.documents import SYNCED, DocumentStore, display_name
+from rag.documents import SYNCED, Documents, DocumentStore, display_name
 from rag.files import below
 from rag.intake import kept_access, take
 from rag.ocr import Ocr
@@ -31,6 +31,7 @@ YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system that is met
 READER = "1"  # raise it when a loader learns to read what it refused
 
 Report = Callable[[str], None]
+Offer = Callable[[Documents], object]
 
 
 @dataclass
@@ -48,11 +49,14 @@ class Changes:
         return bool(self.added or self.removed)
 
 
-def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Changes:
-    """Bring the documents up to date with the folder; the new ones are left pending. For the lock's holder.
+def sync(
+    store: DocumentStore, root: Path, reader: Reader, report: Report, offer: Offer = lambda documents: None
+) -> Changes:
+    """Bring the documents up to date with the folder. For the lock's holder.
 
-    Raises DocumentError when the folder is missing, or empty while it was not before: an unmounted disk must
-    not delete its documents.
+    The new documents are left pending, and each file's are given to `offer`, which may raise. Raises
+    DocumentError when the folder is missing, or empty while it was not before: an unmounted disk must not
+    delete its documents.
     """
     if not root.is_dir() or root.is_symlink():
         raise DocumentError(f"{root} is not a folder.", "Name the folder to keep in step with.")
@@ -75,7 +79,7 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
         for queued in waiting:
             entry = work.claim(queued.id)
             if entry is not None:  # else somebody cancelled it
-                run.entry(work, entry, known)
+                offer(run.entry(work, entry, known))
     gone = sorted(set(known) - set(found))
     if gone:
         sources.remove(gone)
@@ -86,11 +90,11 @@ def sync(store: DocumentStore, root: Path, reader: Reader, report: Report) -> Ch
     return changes
 
 
-def read_queued(store: DocumentStore, work: QueueWork, entry: Entry, reader: Reader) -> None:
-    """Read a claimed file of a folder that an earlier run queued."""
+def read_queued(store: DocumentStore, work: QueueWork, entry: Entry, reader: Reader) -> Documents:
+    """Read a claimed file of a folder that an earlier run queued; returns its documents."""
     sources = SourceStore(store.database, entry.root)
     run = _Run(store, sources, reader, lambda line: None, Changes(), reader_version())
-    run.entry(work, entry, {})
+    return run.entry(work, entry, {})
 
 
 @dataclass
@@ -110,16 +114,19 @@ class _Run:
         self._keep(before)
         return True
 
-    def entry(self, work: QueueWork, entry: Entry, known: Sources) -> None:
-        """Read a claimed entry of the queue and tell the queue what came of it."""
+    def entry(self, work: QueueWork, entry: Entry, known: Sources) -> Documents:
+        """Read a claimed entry of the queue, tell the queue what came of it and return the documents."""
+        taken: Documents = []
         with work.at_work(entry):
-            source = self.file(Path(self.sources.root) / entry.path, entry.path, known)
+            source = self.file(Path(self.sources.root) / entry.path, entry.path, known, taken)
             if not source.documents:
                 raise DocumentError(source.error or "The archive holds no files.")
             if not work.read(entry, source.documents, source.error):
                 self.sources.remove([entry.path])  # cancelled meanwhile: the next run may bring it
+        return taken
 
-    def file(self, path: Path, name: str, known: Sources) -> Source:
+    def file(self, path: Path, name: str, known: Sources, found: Documents) -> Source:
+        """Read a file; its documents are added to `found`."""
         before = known.get(name)
         stamp = _settled(_stamp(path))
         try:
@@ -141,6 +148,7 @@ class _Run:
             if taken.document is None:
                 errors.append(f"{taken.name}: {taken.error}" if taken.name != path.name else str(taken.error))
                 continue
+            found.append(taken.document)
             ids.append(taken.document.id)
             if taken.document.created_at >= began:
                 self.changes.added.append(taken.document.id)

@@ -74,9 +74,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "numpy": ("rag/", "evaluation/", "engine/", "finetune/"),
     "conversion": ("finetune/converter.py",),  # llama.cpp's converter, in a child process
     "tokenizers": (*TRAINING, "finetune/converter.py"),
+    "torch": (*TRAINING, "rag/embed.py"),  # there: how many processors an operation takes
     **dict.fromkeys(
         (
-            "torch",
             "transformers",
             "trl",
             "peft",

@@ -18,7 +18,7 @@ from rag import lexical
 from rag.access import EVERYBODY, NOBODY, OPERATOR, Access, new_access
 from rag.approval import CHOSEN_AGAIN, Approval
 from rag.documents import Document
-from rag.embed import Embedder, Vectors
+from rag.embed import Embedder, Step, Vectors
 from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.passages import PassageStore
@@ -35,7 +35,7 @@ QUESTION = "How long is the notice period?"
 class Worded(HashedVectors):
     """A text that repeats a question has the question's own vector: no planted text could be nearer."""
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str], step: Step = lambda: None) -> Vectors:
         found = (re.search(r"How many seats has plan number \d+\?", text) for text in texts)
         return super().encode([hit[0] if hit else text for hit, text in zip(found, texts, strict=True)])
 

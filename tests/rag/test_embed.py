@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,47 @@ def test_bfloat16_only_where_the_processor_has_tiles(tmp_path: Path, monkeypatch
         assert quick_half() is expected
     monkeypatch.setattr(embed, "CPU", tmp_path / "missing")
     assert not quick_half()
+
+
+@pytest.fixture
+def two_processors() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2  # others still get both
+    torch.set_num_threads(before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embed")]
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_many_texts_come_back_in_order_whatever_thread_embeds_them(embedder: Embedder) -> None:
+    texts = [f"Number {number} costs {number * 7} EUR. " * (1 + number % 5) for number in range(75)]
+    threads = set[str]()
+    vectors = embedder.encode(texts, lambda: threads.add(threading.current_thread().name))
+    assert len(threads) == 2
+    one_by_one = np.concatenate([embedder.encode([text]) for text in texts])
+    assert (vectors * one_by_one).sum(1).min() > 0.9999
+    assert embedder.encode([]).shape == (0, 384)
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_embedding_stops_at_a_batch(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    batch, done = embed._batch, list[int]()
+
+    def counted(model: object, texts: Sequence[str]) -> Vectors:
+        done.append(len(texts))
+        return batch(model, texts)
+
+    def step() -> None:
+        if done:
+            raise Enough
+
+    monkeypatch.setattr(embed, "_batch", counted)
+    with pytest.raises(Enough):
+        embedder.encode(["Many words."] * 2_000, step)
+    assert len(done) <= 2  # one in each thread, of 63

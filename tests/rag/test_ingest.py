@@ -16,7 +16,8 @@ from core.files import owner_lock
 from core.jobs import Jobs
 from core.settings import Settings
 from rag import ingest as module
-from rag.embed import Vectors
+from rag.documents import Document
+from rag.embed import Step, Vectors
 from rag.index import Index
 from rag.ingest import SAMPLES, Ingestor, main
 from rag.reader import Reader
@@ -177,16 +178,24 @@ def test_the_job_processes_what_is_pending(
 def test_a_cancelled_job_keeps_what_is_ready(
     ingestor: Ingestor, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rag.drain.GROUP_CHUNKS", 1)
+    monkeypatch.setattr("rag.pipeline.GROUP_CHUNKS", 1)
     ingestor.documents.add("guide.md", HANDBOOK, "upload", reader)
     ingestor.documents.add("other.txt", b"Other words stand here.", "upload", reader)
+    process = ingestor.process
+
+    def endless(documents: Sequence[Document], step: Step) -> int:
+        while documents[0].name == "other.txt":
+            step()
+        return process(documents, step)
 
     def beat(share: float, message: str) -> None:
-        if share > 0:
+        if share > 0:  # the first is ready
             raise Cancelled("stop")
 
-    with pytest.raises(Cancelled):
-        ingestor.process_pending(beat)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingestor, "process", endless)
+        with pytest.raises(Cancelled):
+            ingestor.process_pending(beat)
     assert sorted(document.status for document in ingestor.documents.list()) == ["pending", "ready"]
     ingestor.process_pending()
     assert ingestor.index.ids() == ingestor.passages.ready_ids()
@@ -208,7 +217,7 @@ def test_small_documents_are_embedded_together(
     asked: list[int] = []
     encode = ingestor.embedder.encode
 
-    def watched(texts: Sequence[str]) -> Vectors:
+    def watched(texts: Sequence[str], step: Step) -> Vectors:
         asked.append(len(texts))
         return encode(texts)
 

@@ -23,7 +23,7 @@ import pytest
 from core.db import Database
 from core.settings import Settings, load_settings
 from rag.documents import DocumentStore
-from rag.embed import DIMENSIONS, Embedder, Vectors
+from rag.embed import DIMENSIONS, Embedder, Step, Vectors
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
@@ -34,7 +34,7 @@ PER_CHILD = 400
 class HashedVectors(Embedder):
     """Vectors from a text's hash."""
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def encode(self, texts: Sequence[str], step: Step = lambda: None) -> Vectors:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
         drawn = np.stack([np.random.default_rng(seed).normal(size=DIMENSIONS) for seed in seeds])
         return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
