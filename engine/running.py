@@ -85,7 +85,7 @@ class Running:
         """Choose the next token from a row of the last batch; what the client gets, at the end a Finished."""
         if self.limit <= 0:
             return [self.finished("length")]
-        self.token = self._sampler.next(context.pointer, row)
+        self.token = self._sampler.next(context, row)
         if self.token in self._ends.tokens or self._model.is_end(self.token):
             return [*self._piece(b"", final=True), self.finished("stop")]
         self.made += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.requests import Sampling
+
+if TYPE_CHECKING:
+    from engine.context import NativeContext
 
 PENALTY_WINDOW = 256  # tokens
 
@@ -19,6 +22,7 @@ class Sampler:
         self, library: Any, vocabulary: int, sampling: Sampling, constraint: Any | None = None
     ) -> None:
         self._lib = library
+        self._plain = constraint is None and not _penalised(sampling) and sampling.temperature == 0
         self._chain = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         if constraint is not None:
             library.llama_sampler_chain_add(self._chain, constraint)
@@ -28,8 +32,8 @@ class Sampler:
     def _samplers(self, vocabulary: int, sampling: Sampling) -> list[Any]:
         lib = self._lib
         chosen = []
-        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        if penalties != (1.0, 0.0, 0.0):
+        if _penalised(sampling):
+            penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
             chosen.append(lib.llama_sampler_init_penalties(vocabulary, PENALTY_WINDOW, *penalties))
         if sampling.temperature == 0:
             return [*chosen, lib.llama_sampler_init_greedy()]
@@ -42,12 +46,18 @@ class Sampler:
         chosen.append(lib.llama_sampler_init_temp(sampling.temperature))
         return [*chosen, lib.llama_sampler_init_dist(sampling.seed)]
 
-    def next(self, context: Any, row: int) -> int:
+    def next(self, context: NativeContext, row: int) -> int:
         """Choose and accept the token that follows a row of the context's last batch."""
-        return int(self._lib.llama_sampler_sample(self._chain, context, row))
+        if self._plain:  # the chain would copy the whole vocabulary first, 0.4 ms for 150,000 tokens
+            return int(context.logits(row).argmax())
+        return int(self._lib.llama_sampler_sample(self._chain, context.pointer, row))
 
     def close(self) -> None:
         """Free the chain; harmless when done before."""
         if self._chain is not None:
             self._lib.llama_sampler_free(self._chain)
             self._chain = None
+
+
+def _penalised(sampling: Sampling) -> bool:
+    return (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)

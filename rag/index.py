@@ -31,7 +31,9 @@ from rag.embedders import MADE_BY, Embedders
 from rag.passages import PassageStore, put_notes
 
 COLLECTION = "chunks"
-PROBE_SECONDS = 120.0
+# a segment damaged by a kill can make Chroma compute for ever (2 of 100 kills); building 100,000 vectors anew
+# takes 38 s, so trying for longer does not pay
+PROBE_SECONDS = 45.0
 MAX_FAILURES = 3
 STEP = 2_000
 SEARCH_WIDTH = 300  # passages that HNSW keeps in view while it searches (`ef`), see docs/log.md

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.backend import Finished
+from engine.context import NativeContext
 from engine.lookup import LENGTHS, NGRAM, RETRY, Guesses, Lookup
 from engine.running import Running
 from engine.runtime import LlamaBackend
@@ -62,7 +63,7 @@ def test_right_guesses_mixed_with_wrong_ones(
     told: list[int] = []
     choose, random = Sampler.next, Random(7)
 
-    def heard(self: Sampler, context: object, row: int) -> int:
+    def heard(self: Sampler, context: NativeContext, row: int) -> int:
         told.append(choose(self, context, row))
         return told[-1]
 
@@ -158,3 +159,18 @@ def test_a_guess_is_what_followed_last_time(tokens: list[int], most: int) -> Non
         if tokens[at - NGRAM : at] == key:
             found = tokens[at : at + most]
     assert guess == found
+
+
+def test_the_most_probable_token_is_the_chain_s_choice(
+    backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [ask(backend, question, max_tokens=60) for question in QUESTIONS]
+    chained = []
+
+    def next_of_chain(self: Sampler, context: NativeContext, row: int) -> int:
+        chained.append(row)
+        return int(self._lib.llama_sampler_sample(self._chain, context.pointer, row))
+
+    monkeypatch.setattr(Sampler, "next", next_of_chain)
+    assert [ask(backend, question, max_tokens=60) for question in QUESTIONS] == expected
+    assert chained
