@@ -28,8 +28,8 @@ def short_keys(info: GgufInfo) -> bool:
 
     Eight replies of 1,000 tokens each are decoded 1.2 times as fast, since keys and values are read anew for
     each token. It changes a model's numbers no more than other kernels for the same weights do: SmolLM2-135M
-    (Q4_1) by 0.0044 and 0.0039 nats a token, see docs/log.md. llama.cpp does not refuse heads that do not fill
-    whole blocks.
+    (Q4_1) by 0.0044 and 0.0039 nats a token, see docs/log.md. Heads must fill whole blocks, which llama.cpp
+    does not check.
     """
     keys, _ = _head_sizes(info)
     return info.quantised and keys > 0 and keys % 32 == 0
