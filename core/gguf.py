@@ -49,6 +49,7 @@ _MODEL_RANGES = {
     "attention.value_length": (1, 4096),
     "rope.dimension_count": (2, 4096),
 }
+_EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 # ggml type -> (values in a block, bytes of a block)
 _BLOCKS = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
@@ -143,6 +144,13 @@ def _check_dimensions(info: GgufInfo) -> None:
     for name, (low, high) in _MODEL_RANGES.items():
         value = info.metadata.get(f"{info.architecture}.{name}", low)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ModelError(
+                f"{info.path} is not a usable GGUF file: its {name} is {value!r:.40}.",
+                "Download or export it again.",
+            )
+    for name in _EPSILONS:
+        value = info.metadata.get(f"{info.architecture}.attention.{name}", 0.0)
+        if not isinstance(value, float) or not 0 <= value <= 1:  # also refuses NaN
             raise ModelError(
                 f"{info.path} is not a usable GGUF file: its {name} is {value!r:.40}.",
                 "Download or export it again.",

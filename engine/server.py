@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # llama.cpp's threads meet some hundred times a token; waiting there by spinning made two threads on two
     # busy cores up to 40 times slower than one (88 instead of 1 to 19 tokens/s with passive waiting)
-    quiet_environment(OMP_WAIT_POLICY="passive")
+    # and a debugger that llama.cpp calls when it aborts would print what is in memory, and take seconds
+    quiet_environment(OMP_WAIT_POLICY="passive", GGML_NO_BACKTRACE="1")
     # a native crash must not leave people's questions in a core file
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -54,9 +54,12 @@ class Loader:
         self.process.stdin.write(f"{path}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
-        if not answer:
-            self.process.wait(20)
-        return answer or "died"
+        if answer in ("loaded", "refused"):
+            return answer
+        # nothing, or what a debugger says that llama.cpp calls when it aborts
+        self.process.kill()
+        self.process.communicate()
+        return "died"
 
     def close(self) -> None:
         if self.process is not None:
