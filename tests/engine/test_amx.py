@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from engine import amx, amx_trial
-from engine.native import binding
 
 REPORT = b"AVX512 = 1 | AMX_INT8 = 1 | "
 
@@ -50,10 +49,3 @@ def test_a_wrong_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = bytes(4 * amx_trial.ROWS * amx_trial.COLUMNS)
     monkeypatch.setattr(amx_trial, "_multiply", lambda *_: zeros)
     assert amx_trial.main() == 1
-
-
-@pytest.mark.skipif(
-    amx.REPORTED not in binding("llama_cpp").llama_print_system_info(), reason="the processor has no AMX"
-)
-def test_the_build_of_the_makefile_passes_the_trial() -> None:
-    assert amx.usable(REPORT)
