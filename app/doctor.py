@@ -16,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from core.children import ends_well
 from core.db import Database
+from core.endpoint import address, headers, record
 from core.errors import UnderstudyError
 from core.files import read_json, sha256_of
 from core.settings import PROJECT, Settings, is_loopback, load_settings
@@ -150,7 +152,7 @@ def native(_settings: Settings) -> Iterator[Finding]:
     build, info, sqlite = json.loads(done.stdout.split("FACTS")[1])
     features = " ".join(re.findall(r"(\w+) = 1", info))
     yield Finding("ok", "llama.cpp", f"llama-cpp-python {build}: {features}")
-    if "AMX_INT8" in features and not passes(AMX):
+    if "AMX_INT8" in features and not ends_well(AMX, TRIAL_SECONDS):
         yield Finding(
             "warn", "amx", "this build of llama.cpp breaks it, so prompts are read without it",
             "`pip cache remove llama_cpp_python`, remove .venv and run `make run`.",
@@ -162,15 +164,6 @@ def native(_settings: Settings) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", "sqlite", sqlite)
-
-
-def passes(command: Sequence[str]) -> bool:
-    """Whether a trial in a process of its own ends well; one that hangs does not."""
-    try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=TRIAL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
 
 
 def machine(_settings: Settings) -> Iterator[Finding]:
@@ -186,8 +179,6 @@ def machine(_settings: Settings) -> Iterator[Finding]:
 
 def model(settings: Settings) -> Iterator[Finding]:
     """The GGUF of the model in the settings, or the server that has it."""
-    from core.endpoint import record
-
     try:
         found, path = record(settings)
     except UnderstudyError as error:
@@ -209,10 +200,9 @@ def endpoint(settings: Settings, model: str) -> Finding:
     """Whether the other server answers."""
     import httpx
 
-    where = f"{settings.endpoint.rstrip('/').removesuffix('/v1')}/v1/models"
-    headers = {"Authorization": f"Bearer {settings.endpoint_key}"} if settings.endpoint_key else {}
+    where = f"{address(settings)}/v1/models"
     try:
-        response = httpx.get(where, headers=headers, timeout=5, trust_env=False)
+        response = httpx.get(where, headers=headers(settings), timeout=5, trust_env=False)
     except httpx.HTTPError as error:
         reason = f"{settings.endpoint} does not answer ({type(error).__name__})"
         return Finding("fail", "endpoint", reason, "Start that server, or mend the setting endpoint.")

@@ -47,6 +47,18 @@ def start(
         )  # fmt: skip
 
 
+def ends_well(command: Sequence[str], seconds: float, folder: Path = PROJECT) -> bool:
+    """Whether a trial in a process of its own ends well; one that hangs does not."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, timeout=seconds,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def stop(process: subprocess.Popen[bytes], grace: float = 10) -> None:
     """Ask a child and its group to end, and kill them after `grace` seconds."""
     signal_group(process, signal.SIGTERM)

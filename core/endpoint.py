@@ -1,4 +1,4 @@
-"""Another server that writes the answers: what the setting `endpoint` may be, and the record of its model."""
+"""Another server that writes the answers: its address, its key, and the record of its model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 from core.catalog import CATALOG, CHATML, DEFAULT_CONTEXT, CatalogModel, installed, resolve
 from core.settings import Settings
+
+
+def address(settings: Settings) -> str:
+    """The server's address without `/v1`."""
+    return settings.endpoint.rstrip("/").removesuffix("/v1")
+
+
+def headers(settings: Settings) -> dict[str, str]:
+    """What shows the server our key, if there is one."""
+    return {"Authorization": f"Bearer {settings.endpoint_key}"} if settings.endpoint_key else {}
 
 
 def record(settings: Settings) -> tuple[CatalogModel, Path | None]:

@@ -8,10 +8,10 @@ reads prompts twice as fast with AMX, so it is used wherever this trial ends wel
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from functools import cache
 
+from core.children import ends_well
 from core.settings import PROJECT
 
 REPORTED = b"AMX_INT8 = 1"  # in what llama.cpp says of its own build
@@ -21,13 +21,4 @@ SECONDS = 30.0
 @cache
 def usable(reported: bytes) -> bool:
     """Whether AMX may be used, given what `llama_print_system_info` reports; tried once in a process."""
-    if REPORTED not in reported:
-        return False
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "engine.amx_trial"], cwd=PROJECT, timeout=SECONDS,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    return REPORTED in reported and ends_well([sys.executable, "-m", "engine.amx_trial"], SECONDS, PROJECT)

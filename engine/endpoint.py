@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from core.endpoint import address, headers
 from core.errors import EngineUnavailable, ModelError
 from core.settings import Settings
 from engine.requests import BadRequest, Sampling
@@ -192,10 +193,9 @@ async def find(settings: Settings) -> Endpoint:
 
     Raises EngineUnavailable when it does not answer, ModelError when it does not serve the model.
     """
-    headers = {"Authorization": f"Bearer {settings.endpoint_key}"} if settings.endpoint_key else {}
     http = httpx.AsyncClient(
         # no proxies: what goes to the model goes there alone
-        base_url=base_url(settings), headers=headers, timeout=CALL_SECONDS, trust_env=False,
+        base_url=address(settings), headers=headers(settings), timeout=CALL_SECONDS, trust_env=False,
     )  # fmt: skip
     try:
         served = await _await(http)
@@ -212,11 +212,6 @@ async def find(settings: Settings) -> Endpoint:
         await http.aclose()
         raise
     return found
-
-
-def base_url(settings: Settings) -> str:
-    """The server's address without `/v1`."""
-    return settings.endpoint.rstrip("/").removesuffix("/v1")
 
 
 async def _kind(http: httpx.AsyncClient) -> type[Endpoint]:

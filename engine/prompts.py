@@ -18,14 +18,7 @@ def prepare(native: NativeModel, model: CatalogModel, request: Request, context:
 
     Raises BadRequest, naming both counts, when it leaves no room for an answer in `context` tokens.
     """
-    where = "messages" if request.kind == "chat" else "prompt"
-    size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
-    if size > context * CHARACTERS_PER_TOKEN:
-        raise BadRequest(
-            f"The prompt has {size} characters, far more than the {context} tokens of this model.",
-            where,
-            code="context_length_exceeded",
-        )
+    require_plausible(request, context)
     if request.schema and not writable(native):
         raise BadRequest("This model's vocabulary cannot write JSON; ask for text.", "response_format")
     prompt = encode(native, model, request)
@@ -33,10 +26,26 @@ def prepare(native: NativeModel, model: CatalogModel, request: Request, context:
         raise BadRequest(
             f"The prompt has {len(prompt.tokens)} tokens and this model holds {context}; "
             "at least one must be left for the answer.",
-            where,
+            _where(request),
             code="context_length_exceeded",
         )
     return prompt
+
+
+def require_plausible(request: Request, context: int) -> None:
+    """Raise BadRequest for a prompt whose characters alone say that it cannot fit `context` tokens."""
+    size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
+    if size > context * CHARACTERS_PER_TOKEN:
+        raise BadRequest(
+            f"The prompt has {size} characters, far more than the {context} tokens of this model.",
+            _where(request),
+            code="context_length_exceeded",
+        )
+
+
+def _where(request: Request) -> str:
+    """The parameter that holds the prompt."""
+    return "messages" if request.kind == "chat" else "prompt"
 
 
 def encode(native: NativeModel, model: CatalogModel, request: Request) -> Prompt:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import openai
 
 from core.catalog import CatalogModel
+from core.endpoint import address
 from core.errors import EngineBusy, EngineUnavailable, ModelError, UnderstudyError
 from core.gguf import check_gguf
 from core.settings import Settings
@@ -34,8 +35,8 @@ from engine.backend import (
     TokenLogprob,
     Work,
 )
-from engine.endpoint import SLOTS, Endpoint, base_url, find
-from engine.prompts import CHARACTERS_PER_TOKEN
+from engine.endpoint import SLOTS, Endpoint, find
+from engine.prompts import require_plausible
 from engine.requests import BadRequest, Request
 from engine.schemas import SCHEMAS
 
@@ -92,7 +93,7 @@ class RemoteBackend:
         self._endpoint = self._awaited(find(self._settings))
         no_header: Any = openai.Omit()
         self._client = openai.AsyncOpenAI(
-            base_url=f"{base_url(self._settings)}/v1",
+            base_url=f"{address(self._settings)}/v1",
             api_key=self._settings.endpoint_key or "none",
             # the library would take these from the environment
             default_headers={"OpenAI-Organization": no_header, "OpenAI-Project": no_header},
@@ -135,12 +136,7 @@ class RemoteBackend:
         endpoint.options(request.sampling, "")
         if request.echo and not endpoint.scores:
             raise BadRequest(f"{endpoint.kind} does not give a prompt's own text back.", "echo")
-        size = len(request.prompt) + sum(len(message["content"]) for message in request.messages)
-        if size > self._model.context * CHARACTERS_PER_TOKEN:
-            raise BadRequest(
-                f"The prompt has {size} characters, far more than {self._model.context} tokens.",
-                code="context_length_exceeded",
-            )
+        require_plausible(request, self._model.context)
         return Prompt(())
 
     def begin(self, work: Work) -> None:
@@ -242,7 +238,7 @@ class RemoteBackend:
 
     def _translated(self, error: Exception, *, begun: bool) -> Exception:
         """The house's error for what the server or the connection said."""
-        where = base_url(self._settings)
+        where = address(self._settings)
         said = ""
         if isinstance(error, openai.APIError) and isinstance(error.body, dict):
             said = str(error.body.get("message") or "")[:300]
@@ -284,7 +280,7 @@ class RemoteBackend:
             "context": self._model.context,
             "slots": self.slots,
             "backend": endpoint.kind if endpoint else "another server",
-            "endpoint": base_url(self._settings),
+            "endpoint": address(self._settings),
             "served_as": endpoint.model if endpoint else "",
         }
 

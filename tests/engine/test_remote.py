@@ -145,29 +145,35 @@ def _state(running: Engine) -> str:
 
 
 @contextmanager
-def staged(facade: Facade, tiny_model: TinyModel, folder: Path) -> Iterator[tuple[Engine, AdapterRegistry]]:
-    """An engine before the facade, with two adapters in its registry and in that of the scripted engine."""
+def two_adapters(tiny_model: TinyModel, folder: Path) -> Iterator[AdapterRegistry]:
+    """A registry in this data folder that holds both."""
     database = Database(folder / "understudy.db")
     registry = AdapterRegistry(database, folder / "adapters")
     for seed in (1, 2):
         register_adapter(registry, tiny_model, seed)
-    with served(facade), engine(folder, tiny_model.gguf, endpoint=facade.url) as running:
-        yield running, registry
+    yield registry
     database.close()
+
+
+@contextmanager
+def staged(facade: Facade, tiny_model: TinyModel, folder: Path) -> Iterator[tuple[Engine, AdapterRegistry]]:
+    """An engine before the facade, with two adapters in its registry and in that of the scripted engine."""
+    with (
+        two_adapters(tiny_model, folder) as registry,
+        served(facade),
+        engine(folder, tiny_model.gguf, endpoint=facade.url) as running,
+    ):
+        yield running, registry
 
 
 @pytest.fixture
 def writer(tiny_model: TinyModel, tmp_path: Path) -> Iterator[Engine]:
     """The scripted engine behind a facade: it knows both adapters by name."""
     folder = tmp_path / "writer"
-    database = Database(folder / "understudy.db")
-    registry = AdapterRegistry(database, folder / "adapters")
-    for seed in (1, 2):
-        register_adapter(registry, tiny_model, seed)
-    (folder / "script.json").write_text(json.dumps(LINES))
-    with engine(folder, str(tiny_model.gguf), "--scripted", str(folder / "script.json")) as running:
-        yield running
-    database.close()
+    with two_adapters(tiny_model, folder):
+        (folder / "script.json").write_text(json.dumps(LINES))
+        with engine(folder, str(tiny_model.gguf), "--scripted", str(folder / "script.json")) as running:
+            yield running
 
 
 def test_llama_server_is_told_how_strongly_each_adapter_acts(
@@ -324,12 +330,8 @@ def test_other_servers_are_not_told_what_the_environment_holds(
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs requirements-bench.txt")
 def test_the_real_llama_server_writes_what_this_engine_writes(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    database = Database(folder / "understudy.db")
-    registry = AdapterRegistry(database, folder / "adapters")
-    files = []
-    for seed in (1, 2):
-        register_adapter(registry, tiny_model, seed)
-        files.append(str(registry.path(f"tiny-adapter-{seed}")))
+    with two_adapters(tiny_model, folder) as registry:
+        files = [str(registry.path(f"tiny-adapter-{seed}")) for seed in (1, 2)]
     command = [sys.executable, "-m", "tests.engine.real_server", str(tiny_model.gguf), *files]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -356,4 +358,3 @@ def test_the_real_llama_server_writes_what_this_engine_writes(tiny_model: TinyMo
                 assert {len(top) for top in text["top_logprobs"]} == {2}
         finally:
             process.kill()
-    database.close()
