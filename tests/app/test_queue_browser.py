@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 
 import httpx
+import psutil
 
 from core.db import Database
+from core.jobs import Jobs
 from rag.documents import DocumentStore
 from rag.queue import Queue
 from tests.app.site import Site, until
@@ -74,32 +76,30 @@ def test_uploads_wait_in_sight_and_go_on_after_kills(running: Site, visit: Visit
 
 
 def test_the_ingest_process_is_killed_and_the_queue_goes_on(running: Site) -> None:
-    import psutil
-
     queue = of(running)
-    for number in range(40):
-        queue.put(f"crate-{number}.md", f"# Crate {number}\n\nCrate {number} holds apples.\n".encode())
-    from core.jobs import Jobs
+    shelves = (f"## Shelf {shelf}\n\n{'It holds apples, pears and plums. ' * 40}" for shelf in range(4))
+    text = "\n\n".join(shelves)  # 20 of them are seconds of work
 
-    Jobs(queue.database).submit("ingest", once=True)
-    killed = 0
-
-    def child() -> psutil.Process | None:
+    def child() -> psutil.Process:
         for process in psutil.Process(int(running.part("worker")["pid"])).children():
             if re.search(r"rag\.ingest", " ".join(process.cmdline())):
                 return process
-        return None
+        raise AssertionError("no ingest process is at work")
 
-    while killed < 2 and queue.active():  # a job has three attempts
-        process = until(child, "the ingest process")
-        assert process is not None
-        before = queue.active()
-        until(lambda b=before: queue.active() < b or not queue.active(), "it reads", 90)  # type: ignore[misc]
+    def embedding(names: set[str]) -> bool:
+        return any(entry.status == "embedding" and entry.name in names for entry in queue.list(200))
+
+    for crate in ("pine", "oak"):  # a job has three attempts
+        names = {f"crate-{crate}-{number}.md" for number in range(20)}
+        for name in names:
+            queue.put(name, f"# {name}\n\n{text}\n".encode())
+        Jobs(queue.database).submit("ingest", once=True)
+        until(lambda expected=names: embedding(expected), "it reads", 90)  # type: ignore[misc]
+        process = child()
         process.kill()
         process.wait(30)
-        killed += 1
+        assert queue.active()
     until(lambda: not queue.active(), "the queue is read", 120)
-    assert killed == 2
     found = [d for d in queue.documents.list() if d.name.startswith("crate-")]
     assert len(found) == 40
     assert {document.status for document in found} == {"ready"}
