@@ -20,7 +20,6 @@ from engine import amx
 from engine.template import Segment
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
-_READ = 0  # LLAMA_LOAD_MODE_NONE: no mapping
 _last_words = ""
 
 
@@ -71,11 +70,11 @@ class NativeModel:
         info = self.library.llama_print_system_info()
         if amx.REPORTED in info:
             params.use_extra_bufts = tiles and amx.usable(info)
-            if params.use_extra_bufts:
-                params.load_mode = _READ  # a mapping would stay in memory beside what was made of it
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")
+        if amx.REPORTED in info and params.use_extra_bufts:
+            amx.forget_pages(path)
 
     @property
     def vocab(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +51,20 @@ def test_a_wrong_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = bytes(4 * amx_trial.ROWS * amx_trial.COLUMNS)
     monkeypatch.setattr(amx_trial, "_multiply", lambda *_: zeros)
     assert amx_trial.main() == 1
+
+
+def test_a_mapped_file_leaves_memory_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a model.gguf"
+    path.write_bytes(b"weights!" * 4096)
+
+    def resident() -> int:
+        smaps = Path("/proc/self/smaps").read_text()
+        (rss,) = re.findall(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+) kB", smaps)
+        return int(rss)
+
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        whole = mapped[:]
+        assert resident() == 32
+        amx.forget_pages(path)
+        assert resident() == 0
+        assert mapped[:] == whole
