@@ -39,6 +39,7 @@ class Endpoint:
     def __init__(self, settings: Settings, http: httpx.AsyncClient, model: str) -> None:
         self.model = model
         self.slots = SLOTS
+        self.context = 0  # tokens that a prompt and its reply may have; 0 when the server does not say
         self._http = http
         self._folder = settings.endpoint_adapters or str((settings.data_dir / "adapters").resolve())
 
@@ -83,10 +84,11 @@ class LlamaServer(Endpoint):
     scales = True
 
     async def learn(self) -> None:
-        """How many replies it works on at once."""
+        """How many replies it works on at once, and how long each may be."""
         props = await _asked(self._http, "/props")
-        if isinstance(props, dict) and int(props.get("total_slots") or 0) > 0:
-            self.slots = int(props["total_slots"])
+        if isinstance(props, dict):
+            self.slots = int(props.get("total_slots") or 0) or self.slots
+            self.context = int((props.get("default_generation_settings") or {}).get("n_ctx") or 0)
 
     async def load(self, adapter_id: str) -> None:
         """See that the server was started with it."""
@@ -136,6 +138,11 @@ class Vllm(Endpoint):
     def __init__(self, settings: Settings, http: httpx.AsyncClient, model: str) -> None:
         super().__init__(settings, http, model)
         self._loading = asyncio.Lock()  # it refuses what another call has just loaded
+
+    async def learn(self) -> None:
+        """How long a prompt and its reply may be."""
+        listed = (await _answered(self._http, "/v1/models"))["data"]
+        self.context = next(int(e.get("max_model_len") or 0) for e in listed if e["id"] == self.model)
 
     async def load(self, adapter_id: str) -> None:
         """Load the PEFT files of its folder, unless they are there."""
@@ -188,10 +195,11 @@ class Vllm(Endpoint):
         }
 
 
-async def find(settings: Settings) -> Endpoint:
-    """The server of the settings, once it has loaded its model.
+async def find(settings: Settings, context: int) -> Endpoint:
+    """The server of the settings, once it has loaded its model; prompts and replies have `context` tokens.
 
-    Raises EngineUnavailable when it does not answer, ModelError when it does not serve the model.
+    Raises EngineUnavailable when it does not answer, ModelError when it does not serve the model or takes
+    fewer tokens.
     """
     http = httpx.AsyncClient(
         # no proxies: what goes to the model goes there alone
@@ -208,6 +216,11 @@ async def find(settings: Settings) -> Endpoint:
             )
         found = (await _kind(http))(settings, http, model)
         await found.learn()
+        if 0 < found.context < context:
+            raise ModelError(
+                f"The server at {http.base_url} takes {found.context} tokens, and {context} are expected.",
+                f"Set context to {found.context} at most, or start that server with more.",
+            )
     except BaseException:
         await http.aclose()
         raise

@@ -90,7 +90,7 @@ class RemoteBackend:
     def load(self) -> None:
         """Find the server (raises EngineUnavailable or ModelError)."""
         self._thread.start()
-        self._endpoint = self._awaited(find(self._settings))
+        self._endpoint = self._awaited(find(self._settings, self._model.context))
         no_header: Any = openai.Omit()
         self._client = openai.AsyncOpenAI(
             base_url=f"{address(self._settings)}/v1",

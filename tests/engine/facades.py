@@ -33,6 +33,7 @@ class Facade:
         self.behind = behind
         self.asked: list[dict[str, Any]] = []
         self.loaded: list[str] = []
+        self.context = 0  # tokens; 0 for a server that does not say
         self.url = ""
         self.headers: list[dict[str, str]] = []
         self.fault: Response | None = None  # given back instead of a reply
@@ -75,7 +76,11 @@ class LlamaServerFacade(Facade):
     """`loaded` are the folders' names of what it was started with, in that order."""
 
     def routes(self) -> list[Route]:
-        return [*super().routes(), Route("/lora-adapters", self.list)]
+        return [*super().routes(), Route("/lora-adapters", self.list), Route("/props", self.props)]
+
+    async def props(self, _request: Request) -> Response:
+        settings = {"n_ctx": self.context} if self.context else {}
+        return JSONResponse({"total_slots": 3, "default_generation_settings": settings})
 
     async def list(self, _request: Request) -> Response:
         return JSONResponse(
@@ -110,7 +115,11 @@ class VllmFacade(Facade):
 
     async def models(self, _request: Request) -> Response:
         served = [(NAME, None), *((name, NAME) for name in self.loaded)]
-        data = [{"id": name, "owned_by": "vllm", "parent": parent} for name, parent in served]
+        length = self.context or None
+        data = [
+            {"id": name, "owned_by": "vllm", "parent": parent, "max_model_len": length}
+            for name, parent in served
+        ]
         return JSONResponse({"object": "list", "data": data})
 
     async def load(self, request: Request) -> Response:

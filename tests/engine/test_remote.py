@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from core.adapters import AdapterRegistry
 from core.db import Database
+from engine.endpoint import SLOTS
 from tests.engine.facades import NAME, Facade, LlamaServerFacade, VllmFacade, served
 from tests.engine.serving import Engine, engine, scripted
 from tests.tiny import TinyModel, register_adapter
@@ -129,12 +130,28 @@ def test_a_server_that_dies_is_named(tmp_path: Path) -> None:
 )
 def test_a_wrong_setting_is_named(behind: Engine, tmp_path: Path, more: dict[str, str], message: str) -> None:
     with before(behind, tmp_path, "some-model", **more) as running:
-        deadline = time.monotonic() + 30
-        while (state := _state(running)) == "loading":
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert state == "failed"
-        assert message in running.health()["reason"]
+        assert message in _failure(running)
+
+
+@pytest.mark.parametrize("kind", [LlamaServerFacade, VllmFacade])
+def test_a_server_with_less_context_is_refused(kind: type[Facade], behind: Engine, tmp_path: Path) -> None:
+    with served(kind(behind)) as facade:
+        facade.context = 511
+        with engine(tmp_path / "more", "some-model", wait=False, endpoint=facade.url) as running:
+            assert "takes 511 tokens, and 512 are expected" in _failure(running)
+        facade.context = 512
+        with engine(tmp_path / "same", "some-model", endpoint=facade.url) as running:
+            assert running.health()["model"]["slots"] == (3 if kind is LlamaServerFacade else SLOTS)
+
+
+def _failure(running: Engine) -> str:
+    """Why it did not begin to serve."""
+    deadline = time.monotonic() + 30
+    while (state := _state(running)) == "loading":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert state == "failed"
+    return str(running.health()["reason"])
 
 
 def _state(running: Engine) -> str:
