@@ -64,7 +64,7 @@ SCRIPT: list[dict[str, Any]] = [
 ]
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 180) -> T:
     """Wait until `condition` gives something true, and return it."""
     deadline = time.monotonic() + seconds
     while True:
@@ -166,7 +166,7 @@ def add_documents(running: Site, documents: dict[str, str]) -> None:
     for name, text in documents.items():
         store.add(name, text.encode(), "upload")
     Jobs(database).submit("ingest", once=True)
-    until(lambda: all(d.status == "ready" for d in store.list()), "documents ready", 120)
+    until(lambda: all(d.status == "ready" for d in store.list()), "documents ready")
     database.close()
 
 

@@ -78,7 +78,7 @@ def test_the_operator_approves_and_rejects(
     next(e for e in at.button if e.key == f"approve-{document.id}").click()
     at.run()
     assert parts.documents.get(document.id).approval == "approved"
-    until(lambda: leaked(asked_over_api(running, "ben")), "everybody finds it", 60)
+    until(lambda: leaked(asked_over_api(running, "ben")), "everybody finds it")
     at = open_page("documents")
     next(e for e in at.button if e.key == f"reject-{document.id}").click()
     at.run()

@@ -212,7 +212,7 @@ def test_a_caller_that_hangs_up_ends_the_answer(running: Site) -> None:
         exchanges = [e for c in store.conversations("api:hasty") for e in store.exchanges(c.id, "api:hasty")]
         return bool(exchanges) and exchanges[0].status == "interrupted"
 
-    until(recorded, "the record", 20)
+    until(recorded, "the record")
     database.close()
 
 

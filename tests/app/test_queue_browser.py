@@ -61,15 +61,15 @@ def test_uploads_wait_in_sight_and_go_on_after_kills(running: Site, visit: Visit
     row.get_by_role("button").click()
     row.get_by_text("cancelled").wait_for()
     os.kill(worker, signal.SIGKILL)  # the supervisor starts another, which goes on
-    page.get_by_text("0 of 4 files are done").wait_for(state="detached", timeout=60_000)
-    until(lambda: not queue.active(), "the queue is read", 90)
+    page.get_by_text("0 of 4 files are done").wait_for(state="detached")
+    until(lambda: not queue.active(), "the queue is read")
     page.locator("[class*=st-key-queue-]", has_text="scythe.md").wait_for(state="detached")
     page.get_by_label("Find by name").fill("")
     page.keyboard.press("Enter")
     page.locator("[class*=st-key-document-]", has_text="scythe.md").wait_for()
     assert [len(ready(queue, name)) for name in names] == [1, 1, 0, 1]
     row.get_by_role("button").click()  # try again
-    until(lambda: len(ready(queue, "plough.md")) == 1, "the cancelled file is read after all", 90)
+    until(lambda: len(ready(queue, "plough.md")) == 1, "the cancelled file is read after all")
     page.get_by_text("The queue is empty").wait_for()
     visit.shot("queue-done")
     assert visit.outside == []
@@ -94,12 +94,12 @@ def test_the_ingest_process_is_killed_and_the_queue_goes_on(running: Site) -> No
         for name in names:
             queue.put(name, f"# {name}\n\n{text}\n".encode())
         Jobs(queue.database).submit("ingest", once=True)
-        until(lambda expected=names: embedding(expected), "it reads", 90)  # type: ignore[misc]
+        until(lambda expected=names: embedding(expected), "it reads")  # type: ignore[misc]
         process = child()
         process.kill()
         process.wait(30)
         assert queue.active()
-    until(lambda: not queue.active(), "the queue is read", 120)
+    until(lambda: not queue.active(), "the queue is read")
     found = [d for d in queue.documents.list() if d.name.startswith("crate-")]
     assert len(found) == 40
     assert {document.status for document in found} == {"ready"}

@@ -142,7 +142,7 @@ def test_a_broken_script_is_given_up_and_the_pages_stay(tmp_path: Path) -> None:
         )  # fmt: skip
     own = Site(process, data_dir, output)
     try:
-        until(lambda: own.part("engine").get("gave_up"), "giving up", 90)
+        until(lambda: own.part("engine").get("gave_up"), "giving up")
         assert own.part("web")["ready"]
         until(lambda: "not restarted any more" in output.read_text(), "the reason")
         assert "must hold a JSON list" in output.read_text()

@@ -39,7 +39,7 @@ def manual(running: Site, database: Database) -> tuple[DocumentStore, str]:
     store = DocumentStore(database, running.settings)
     document = store.add(MANUAL.name, MANUAL.read_bytes(), "upload")
     Jobs(database).submit("ingest", once=True)
-    until(lambda: store.get(document.id).status == "ready", "the PDF is ready", 120)
+    until(lambda: store.get(document.id).status == "ready", "the PDF is ready")
     return store, document.id
 
 
