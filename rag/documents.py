@@ -128,7 +128,8 @@ class DocumentStore:
         with self.database.write() as connection:
             # the bytes inside the transaction: `sweep` then never sees a file whose row is still to come
             write_bytes(inside(self.folder, document_id), data)
-            _remove(connection, document_id)
+            if connection.execute("SELECT 1 FROM documents WHERE id = ?", (document_id,)).fetchone():
+                _remove(connection, document_id)  # what failed before
             connection.execute(
                 "INSERT INTO documents (id, name, kind, bytes, origin, status, error, text, created_at,"
                 " updated_at, quality, text_hash) VALUES (?,?,?,?,?,'pending','',?,?,?,?,?)",
