@@ -229,7 +229,7 @@ def stages(retriever: Retriever, asked: Mapping[str, Vectors], viewer: str) -> d
         with timed("vectors"):
             near = retriever.near(vector, viewer)
         with timed("reading the candidates' vectors"):
-            ids, vectors = passages.ready_vectors(sorted({*by_words, *near}), viewer)
+            ids, vectors = retriever.candidates({*by_words, *near}, viewer)
         with timed("the order"):
             scores = rerank(ids, by_words, vectors, vector)
         with timed("reading the passages"):

@@ -85,14 +85,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(partial, target)
         fsync_dir(target.parent)
-    except OSError as error:
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(
             f"Could not write {target}: {error.strerror or error}.",
             "Free some space or check the folder's permissions, then try again.",
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
@@ -170,8 +171,9 @@ def inside(folder: Path, name: str) -> Path:
     """
     if "\0" in name:
         raise StorageError("A name must not hold a NUL character.", "Choose a plain name.")
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
+    whole = folder.resolve()
+    path = (whole / name).resolve()
+    if not path.is_relative_to(whole) or path == whole:
         raise StorageError(f"The name {name!r} leaves the folder {folder}.", "Choose a plain name.")
     return path
 

@@ -388,9 +388,8 @@ def _save(connection: Any, document_id: str, ids: Ids, vectors: Vectors) -> bool
 
 
 def _remove(connection: Any, document_id: str) -> None:
-    connection.execute(
-        "DELETE FROM chunks_fts WHERE rowid IN (SELECT id FROM chunks WHERE document_id = ?)", (document_id,)
-    )
+    ids = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,)).fetchall()
+    connection.executemany("DELETE FROM chunks_fts WHERE rowid = ?", [(row["id"],) for row in ids])
     connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
     connection.execute("DELETE FROM document_groups WHERE document_id = ?", (document_id,))
     connection.execute(  # what not everybody might find stays hidden: answers of the past quote it

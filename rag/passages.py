@@ -13,11 +13,11 @@ from rag.access import AUDIENCE, FINDABLE, NOBODY, OWN, SHARED, UNSHARED
 from rag.embed import DIMENSIONS, Vectors
 
 _VERSION = "chunks_version"
-_ALL = (
+_FROM = (
     "FROM chunks JOIN documents"
     " ON documents.id = chunks.document_id AND documents.status = 'ready' AND NOT chunks.off"
-    " JOIN document_access AS access ON access.document_id = chunks.document_id"
 )
+_ALL = f"{_FROM} JOIN document_access AS access ON access.document_id = chunks.document_id"
 _READY = f"{_ALL} AND {FINDABLE}"
 _STEP = 500  # SQLite's limit of variables is far above; small steps keep the memory flat
 
@@ -104,20 +104,20 @@ class PassageStore:
         found = self._stored("FROM chunks WHERE", ids)
         return _matrix(found[i] for i in ids)
 
-    def ready_vectors(self, ids: Sequence[int], viewer: str = NOBODY) -> tuple[list[int], Vectors]:
-        """Those of `ids` the viewer may find, in their order, with vectors of shape (len(them), 384)."""
-        found = self._stored(f"{_READY} WHERE", ids, viewer)
+    def ready_vectors(self, ids: Sequence[int]) -> tuple[list[int], Vectors]:
+        """Those of `ids` that are ready, whoever may find them, in their order, with vectors as `vectors`."""
+        found = self._stored(f"{_FROM} WHERE", ids)
         kept = [i for i in ids if i in found]
         return kept, _matrix(found[i] for i in kept)
 
-    def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
+    def _stored(self, source: str, ids: Sequence[int]) -> dict[int, bytes]:
         """The stored vectors of those of `ids` that `source`, ours, holds."""
         found: dict[int, bytes] = {}
         for step in steps(ids):
             marks = ",".join("?" * len(step))
             with self.database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT chunks.id AS id, vector {source} chunks.id IN ({marks})", (*viewer, *step)
+                    f"SELECT chunks.id AS id, vector {source} chunks.id IN ({marks})", step
                 )
                 found.update((int(row["id"]), row["vector"]) for row in rows)
         return found

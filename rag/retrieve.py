@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from core.catalog import CatalogModel
@@ -19,7 +19,7 @@ from rag.focus import READ, focus
 from rag.index import Index
 from rag.passages import PassageStore
 from rag.priors import voted
-from rag.unshared import OwnVectors
+from rag.unshared import OwnVectors, hidden
 from rag.variety import WINDOW, varied
 from rag.votes import Votes
 from rag.words import content, words
@@ -142,11 +142,16 @@ class Retriever:
             made_by = self.passages.note(MADE_BY)
             vector = self.vectors.encode([question])[0]
             near = self.near(vector, viewer)
-            ids, vectors = self.passages.ready_vectors(sorted({*lexically, *near}), viewer)
+            ids, vectors = self.candidates({*lexically, *near}, viewer)
             # else another embedder came into service between the lines: never mix the two
             if near and self.passages.note(MADE_BY) == made_by:
                 return rerank.rerank(ids, lexically, vectors, vector)
         return rerank.by_words(lexically)
+
+    def candidates(self, proposed: Set[int], viewer: str) -> tuple[list[int], Vectors]:
+        """Those that the viewer may find, in order, with vectors of shape (len(them), 384)."""
+        with self.database.snapshot():
+            return self.passages.ready_vectors(hidden(self.database, viewer).left(sorted(proposed)))
 
     def near(self, vector: Vectors, viewer: str) -> list[int]:
         """The nearest chunks: of the index, which everybody shares, and of what else the viewer may find."""

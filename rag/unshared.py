@@ -3,15 +3,15 @@
 Asking the tables (`rag.access`) about 67,000 hidden passages took 43 ms at each question, and reading the
 vectors of 10,000 that are given to groups 65 ms. So both are kept for one state of the database. Its number,
 `chunks_version`, grows in every commit that changes passages, access, groups or members, and it is read in
-the same snapshot as what is asked, so nothing older is ever used. What is shown is not decided here:
-`PassageStore.get` asks the tables about each passage.
+the same snapshot as what is asked, so nothing older is ever used. They decide which
+passages are proposed and compared; about what is shown `PassageStore.get` asks the tables again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -50,7 +50,7 @@ class _Kept(Generic[T]):
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a viewer may not find, for the search by words.
+    """What a viewer may not find.
 
     `marks` has a byte for each chunk id from 0 on, 1 where he may not find it; ids beyond the end he may.
     `counts` keeps in how many of the others a term stands, as far as it was counted.
@@ -58,6 +58,10 @@ class Hidden:
 
     marks: bytes
     counts: dict[str, int] = field(default_factory=dict)
+
+    def left(self, ids: Iterable[int]) -> list[int]:
+        """Those of `ids` that he may find, where they are ready."""
+        return [i for i in ids if self.marks[i : i + 1] != b"\x01"]
 
     def keep(self, counted: Mapping[str, int]) -> None:
         """Remember what was counted; all is forgotten when it becomes much."""

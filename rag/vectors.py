@@ -71,7 +71,7 @@ class StagedVectors(PassageStore):
         )
         connection.execute("DELETE FROM vectors WHERE embedder = ?", (self.embedder,))
 
-    def _stored(self, source: str, ids: Sequence[int], *viewer: str) -> dict[int, bytes]:
+    def _stored(self, source: str, ids: Sequence[int]) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         for step in steps(ids):
             marks = ",".join("?" * len(step))
@@ -79,7 +79,7 @@ class StagedVectors(PassageStore):
                 rows = connection.execute(
                     "SELECT chunk_id AS id, vector FROM vectors WHERE embedder = ?"
                     f" AND chunk_id IN (SELECT chunks.id {source} chunks.id IN ({marks}))",
-                    (self.embedder, *viewer, *step),
+                    (self.embedder, *step),
                 )
                 found.update((int(row["id"]), row["vector"]) for row in rows)
         return found

@@ -51,6 +51,15 @@ def test_half_vectors_may_be_mixed_with_exact_ones(embedder: Embedder) -> None:
     assert (half * embedder.encode(texts)).sum(1).min() > 0.999
 
 
+def test_half_reads_whole_tiles() -> None:
+    half, lengths = Embedder(half=True), set[int]()
+    half.warm()
+    half._model[0].register_forward_pre_hook(lambda _, given: lengths.add(given[0]["input_ids"].shape[1]))
+    half.encode([*TEXTS, *("Dogs stay outside. " * number for number in range(1, 60))])
+    assert len(lengths) > 1
+    assert all(length % embed.TILE == 0 for length in lengths)
+
+
 def test_bfloat16_only_where_the_processor_has_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, expected in (("avx512f amx_bf16 amx_tile", True), ("avx512f avx512_bf16", False)):
         (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")

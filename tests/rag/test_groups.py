@@ -57,7 +57,6 @@ def world(ingestor: Ingestor, settings: Settings, database: Database, reader: Re
     for number, access in enumerate(shapes):
         made.add(number, access, reader)
     ingestor.process_pending()
-    made.stage()
     return made
 
 
@@ -134,7 +133,6 @@ def replace_with(world: World, access: Access, reader: Reader) -> None:
     known = world.model.own_groups(access.owner, access.groups)
     world.model.documents[document] = replace(access, groups=known)
     world.ingestor.process_pending()
-    world.stage()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])

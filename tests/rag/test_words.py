@@ -94,3 +94,8 @@ def test_token_estimate_lies_above_minilm_on_the_samples() -> None:
 
 def test_token_estimate_counts_bytes_of_unknown_scripts() -> None:
     assert token_estimate("日本語") >= 9
+
+
+def test_plain_text_is_counted_as_any_other() -> None:
+    text = "Parking costs 3.50 EUR a day;\nunextraordinarily_long words (and 2026-11-29) count more."
+    assert token_estimate(text) + len("é".encode()) == token_estimate(f"{text} é")

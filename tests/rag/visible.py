@@ -19,14 +19,12 @@ from rag.ingest import Ingestor
 from rag.page_view import PageViewer
 from rag.reader import Reader
 from rag.retrieve import Retriever
-from rag.vectors import StagedVectors
 from tests.feedback.made import answer, passage
 
 ANNA, BEN, CARA = "api:anna", "api:ben", "api:cara"
 OWNERS = (OPERATOR, ANNA, BEN, CARA, "api")
 VIEWERS = (NOBODY, *OWNERS, "api:ann", "sales", "' OR 1=1 --", "%")
 NAMES = ("sales", "legal", "Sales", "api:anna", "x' OR '1'='1")
-STAGED = "another embedder"
 
 
 @dataclass
@@ -95,12 +93,6 @@ class World:
         self.exchanges[exchange] = document.id
         return document.id
 
-    def stage(self) -> None:
-        """Every passage also has a vector of an embedder that is not in service."""
-        with self.database.read() as connection:
-            ids = [row["id"] for row in connection.execute("SELECT id FROM chunks")]
-        StagedVectors(self.database, STAGED).save(ids, np.ones((len(ids), 384), np.float32))
-
 
 def check(world: World, *, synced: bool = False) -> None:
     """Every query shows every viewer exactly what the model says."""
@@ -117,14 +109,12 @@ def check(world: World, *, synced: bool = False) -> None:
     judged = {one[0].id for one in FeedbackStore(world.database).judged()}
     trained = {world.exchanges[one] for one in judged} & set(world.model.documents)
     assert trained == world.model.shared & set(world.exchanges.values())
-    staged = StagedVectors(world.database, STAGED)
     for viewer in VIEWERS:
         wanted = world.model.findable(viewer)
         found = [i for i, _ in lexical.search(world.database, "heavy crate", 500, viewer)]
         assert of(found) == wanted, viewer
         assert {p.document_id for p in passages.get(chunks, viewer).values()} == wanted
-        assert of(passages.ready_vectors(list(chunks), viewer)[0]) == wanted
-        assert of(staged.ready_vectors(list(chunks), viewer)[0]) == wanted
+        assert of(world.retriever.candidates(set(chunks), viewer)[0]) == wanted
         own = {i for ids in passages.own(viewer).values() for i in ids}
         assert of(own) == (wanted - world.model.shared if viewer else set())
         near = world.retriever.own.near(passages, np.ones(384, np.float32), viewer, 500)
