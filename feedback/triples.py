@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from core.db import Database
 from core.types import Passage
-from feedback.dataset import HELD_OUT_SHARE, is_held_out
 from feedback.pairs import Cite
 from feedback.questions import Excluded, question_key
 from feedback.records import Correction, Exchange, Vote
 from feedback.store import FeedbackStore
 
 WRONG_SOURCE = "wrong source"
-FEWEST = 16  # questions that an embedder can learn from
+FEWEST = 24  # questions: two thirds of them train each embedder that is judged
 _LABEL = re.compile(r"\[(\d+)\]")
 
 Place = tuple[str, int]
@@ -36,17 +35,10 @@ class Lesson:
     wrong: tuple[Passage, ...]
 
 
-def lessons(
-    database: Database,
-    cite: Cite,
-    *,
-    exclude: Iterable[str] = (),
-    seed: int = 7,
-    heldout_share: float = HELD_OUT_SHARE,
-) -> tuple[list[Lesson], list[Lesson]]:
-    """Lessons to train on and, by the datasets' rule, those held out; one a question, in order.
+def lessons(database: Database, cite: Cite, *, exclude: Iterable[str] = ()) -> list[Lesson]:
+    """A lesson for each question whose right passages votes or corrections name, in order.
 
-    Questions close to one of `exclude` (the evaluation's) are in neither.
+    Questions close to one of `exclude` (the evaluation's) are left out.
     """
     excluded = Excluded(exclude)
     rights: dict[str, dict[Place, Passage]] = {}
@@ -60,14 +52,12 @@ def lessons(
         right, wrong = _sorted_out(exchange, votes, corrections, cite)
         rights.setdefault(key, {}).update(right)
         wrongs.setdefault(key, {}).update(wrong)
-    train: list[Lesson] = []
-    held: list[Lesson] = []
-    for key, question in questions.items():
-        if rights[key]:
-            chosen = [passage for place, passage in wrongs[key].items() if place not in rights[key]]
-            lesson = Lesson(question, tuple(rights[key].values()), tuple(chosen))
-            (held if is_held_out(key, heldout_share, seed) else train).append(lesson)
-    return train, held
+    return [
+        Lesson(question, tuple(rights[key].values()), tuple(
+            passage for place, passage in wrongs[key].items() if place not in rights[key]
+        ))
+        for key, question in questions.items() if rights[key]
+    ]  # fmt: skip
 
 
 def _sorted_out(
