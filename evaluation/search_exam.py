@@ -32,12 +32,23 @@ from rag.embedders import Embedders, Identity, packaged
 from rag.index import Index
 from rag.reindex import Reindex, reindex
 from rag.retrieve import Retriever
-from rag.vectors import headed
+from rag.vectors import forget, headed
 
 __all__ = [
-    "Embedders", "Fold", "Identity", "Question", "Verdict", "headed", "packaged", "quick_half", "reindex",
-    "try_out", "written",
-]  # fmt: skip
+    "Embedders",
+    "Fold",
+    "Identity",
+    "Question",
+    "Verdict",
+    "examine",
+    "forget",
+    "headed",
+    "packaged",
+    "quick_half",
+    "reindex",
+    "try_out",
+    "written",
+]
 
 DEPTH = 100
 FEWEST_GROUPS = 10  # questions about fewer passages say little about the others

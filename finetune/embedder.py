@@ -32,6 +32,7 @@ from evaluation.search_exam import (
     Identity,
     Question,
     Verdict,
+    forget,
     headed,
     packaged,
     quick_half,
@@ -50,7 +51,8 @@ from finetune.training import run_training
 
 NEGATIVES = 3  # of one right passage
 VERDICT = "verdict.json"
-JUDGES = "judges"
+JUDGES = "judges"  # folder of those that are trained for the judge alone
+JUDGING = "judge "  # how their names begin
 
 Tell = Callable[[float, str], None]
 """Says how far it is (0 to 1) and what is done; raises Cancelled when it should stop."""
@@ -138,7 +140,7 @@ def questions_of(known: Sequence[Lesson], belongs: Sequence[int]) -> tuple[Quest
 def _judging(folder: Path) -> Identity:
     """One of the judge's embedders, which is never in service."""
     card = read_json(folder / CARD)
-    return Identity(f"judge {folder.name}", card["sha256"], card["dimensions"], folder)
+    return Identity(f"{JUDGING}{folder.name}", card["sha256"], card["dimensions"], folder)
 
 
 def learnt(embedders: Embedders, seed: int) -> Callable[[str], bool]:
@@ -187,6 +189,7 @@ def to_triples(train: Sequence[Lesson], seed: int) -> list[tuple[str, str, str]]
 
 def _sweep(settings: Settings, database: Database) -> None:
     """Remove what unfinished trainings left, but never an embedder that serves or served."""
+    forget(database, JUDGING)
     embedders = Embedders(settings, database)
     kept = {embedders.serving_id(), embedders.before()}
     for path in embedders.folder.glob("*"):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.catalog import BUILTIN
@@ -29,6 +30,7 @@ from rag.embedders import Embedders
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.retrieve import Retriever
+from rag.vectors import StagedVectors
 
 THINGS = ["kayak", "canoe", "raft", "sail", "anchor", "oar", "rope", "tent", "stove", "lamp", "flag", "buoy"]
 THINGS += ["pump", "hook", "net", "crate"]
@@ -224,10 +226,13 @@ def test_no_embedder_is_asked_what_it_learnt_and_the_one_to_serve_learns_all(
         asked.extend(folds)
         raise Cancelled("Seen enough.")
 
+    left = StagedVectors(house.database, "judge 0 of a killed training")
+    left.save([next(iter(left.ready_ids()))], np.ones((1, 384), np.float32))
     monkeypatch.setattr(embedder, "run_training", kept)
     monkeypatch.setattr(embedder, "try_out", look)
     with pytest.raises(Cancelled):
         retrain(house.settings, house.database, tell)
+    assert not left.ready_vectors(sorted(left.ready_ids()))[0]
     *judging, whole = plans[0]["stages"]
     assert sorted(one.text for fold in asked for one in fold.questions) == sorted(QUESTIONS)
     rights = {one.question: {headed(p) for p in one.right} for one in taught(house.settings, house.database)}
