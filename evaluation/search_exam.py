@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 DEPTH = 100
-FEWEST_GROUPS = 10  # questions about fewer passages say little about the others
+FEWEST_FACTS = 10  # questions about fewer say little about others
 SHOWN_LOSS = 0.02  # nDCG@10 that the order shown may lose at most, with the rules' confidence
 GOLD_LOSS = 0.02  # mean nDCG@10 that the written questions may lose
 
@@ -220,16 +220,16 @@ def judge(held: Sequence[Outcome], learnt: Sequence[Outcome]) -> Verdict:
     """
     rules = Rules()
     groups = [one.question.group for one in held]
-    if len(held) < rules.fewest_cases or len(set(groups)) < FEWEST_GROUPS:
+    if len(held) < rules.fewest_cases or len(set(groups)) < FEWEST_FACTS:
         reason = (
-            f"{len(held)} questions about {len(set(groups))} passages can be asked; at least"
-            f" {rules.fewest_cases} about {FEWEST_GROUPS} are needed to judge."
+            f"{len(held)} questions about {len(set(groups))} facts can be asked; at least"
+            f" {rules.fewest_cases} about {FEWEST_FACTS} are needed to judge."
         )
         return Verdict(False, reason, len(held), 0.0, 0.0, 0.0)
     old, new, low = _change([(one.before.search, one.after.search) for one in held], groups, rules)
     shown = _change([(one.before.shown, one.after.shown) for one in held], groups, rules)
     reason = (
-        f"Judged on {len(held)} questions about {len(set(groups))} passages by embedders that had not learnt"
+        f"Judged on {len(held)} questions about {len(set(groups))} facts by embedders that had not learnt"
         f" from them: nDCG@10 of the search's own order went from {old:.3f} to {new:.3f}, with"
         f" {rules.confidence:.0%} confidence by at least {low:+.3f}; of the order shown from"
         f" {shown[0]:.3f} to {shown[1]:.3f}, by at least {shown[2]:+.3f} ({-SHOWN_LOSS:g} is tolerated)."

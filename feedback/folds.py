@@ -1,8 +1,9 @@
 """Lessons dealt into folds, so that each is measured by a model that did not learn what it asks for.
 
-Questions whose right passages overlap, and questions that are nearly the same, are one group and never stand
-on both sides. Source: grouped k-fold cross-validation; the estimate of a model's gain by models that were
-trained on the other folds is cross-fitting (Chernozhukov et al., "Double/debiased machine learning", 2018).
+Questions that the same line answers, and questions that are nearly the same, are one group and never stand
+on both sides. Other lines of a passage may: readers will ask for them, too. Source: grouped k-fold
+cross-validation; to estimate a gain by models that were trained on the other folds is the cross-fitting of
+Chernozhukov et al., "Double/debiased machine learning", 2018.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def groups(lessons: Sequence[Lesson]) -> list[int]:
             at = parent[at]
         return at
 
-    for one, other in (*_same_passage(lessons), *_same_question(lessons)):
+    for one, other in (*_same_line(lessons), *_same_question(lessons)):
         parent[root(one)] = root(other)
     return [root(at) for at in range(len(lessons))]
 
@@ -56,15 +57,11 @@ def deal(belongs: Sequence[int], folds: int, seed: int) -> list[int]:
     return [fold_of[group] for group in belongs]
 
 
-def _same_passage(lessons: Sequence[Lesson]) -> Iterator[tuple[int, int]]:
-    """Pairs of lessons that name overlapping stretches of a document; a chain of them suffices."""
-    stretches = sorted(
-        (passage.document_id, passage.start, passage.end, at)
-        for at, lesson in enumerate(lessons)
-        for passage in lesson.right
-    )
+def _same_line(lessons: Sequence[Lesson]) -> Iterator[tuple[int, int]]:
+    """Pairs of lessons whose lines overlap; a chain of them suffices."""
+    lines = sorted((*line, at) for at, lesson in enumerate(lessons) for line in lesson.facts)
     before, reach, last = "", 0, 0
-    for document, start, end, at in stretches:
+    for document, start, end, at in lines:
         if document == before and start < reach:
             yield last, at
             reach = max(reach, end)

@@ -1,23 +1,18 @@
-"""Lessons about one passage, or of nearly one question, never stand on both sides."""
+"""Lessons about one line, or of nearly one question, never stand on both sides."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from core.types import Passage
 from feedback.folds import deal, groups
 from feedback.triples import Lesson
 
 
-def lesson(question: str, *places: tuple[str, int, int]) -> Lesson:
-    right = tuple(
-        Passage(at, document, document, "", None, start, end, "", (), {})
-        for at, (document, start, end) in enumerate(places)
-    )
-    return Lesson(question, right, ())
+def lesson(question: str, *lines: tuple[str, int, int]) -> Lesson:
+    return Lesson(question, (), (), lines)
 
 
-def test_lessons_about_overlapping_stretches_are_one_group() -> None:
+def test_lessons_about_overlapping_lines_are_one_group() -> None:
     one, other, chained, elsewhere, later = groups(
         [
             lesson("Who keeps the oar?", ("boats", 0, 100)),
@@ -31,7 +26,7 @@ def test_lessons_about_overlapping_stretches_are_one_group() -> None:
     assert len({one, elsewhere, later}) == 3
 
 
-def test_a_short_stretch_inside_a_long_one_does_not_hide_what_follows() -> None:
+def test_a_short_line_inside_a_long_one_does_not_hide_what_follows() -> None:
     found = groups([lesson(f"{n}?", ("d", *span)) for n, span in enumerate([(0, 100), (5, 10), (50, 60)])])
     assert len(set(found)) == 1
 

@@ -122,12 +122,12 @@ def test_too_few_votes_are_said_to_be_so(tmp_path: Path) -> None:
 
 
 def outcomes(
-    count: int, gain: float, *, shown: float = 0.0, passages: int = 40, gold: bool = False
+    count: int, gain: float, *, shown: float = 0.0, facts: int = 40, gold: bool = False
 ) -> list[Outcome]:
     """Questions of which every second finds more by twice `gain` and every other by nothing."""
     return [
         Outcome(
-            Question("q", documents=("d",), group=-1 - at) if gold else Question("q", group=at % passages),
+            Question("q", documents=("d",), group=-1 - at) if gold else Question("q", group=at % facts),
             Score(0.5, 0.9),
             Score(0.5 + (at % 2) * 2 * gain, 0.9 + (at % 2) * 2 * shown),
         )
@@ -135,12 +135,12 @@ def outcomes(
     ]
 
 
-def test_the_gate_wants_enough_questions_about_enough_passages() -> None:
+def test_the_gate_wants_enough_questions_about_enough_facts() -> None:
     assert "at least 20" in judge(outcomes(19, 0.1), []).reason
-    assert "about 10 are needed" in judge(outcomes(30, 0.1, passages=9), []).reason
+    assert "about 10 are needed" in judge(outcomes(30, 0.1, facts=9), []).reason
     verdict = judge(outcomes(40, 0.05), [])
     assert verdict.passed
-    assert "Judged on 40 questions about 40 passages" in verdict.reason
+    assert "Judged on 40 questions about 40 facts" in verdict.reason
     assert (verdict.cases, verdict.before, round(verdict.after, 3)) == (40, 0.5, 0.55)
 
 
@@ -153,7 +153,7 @@ def test_the_gate_wants_a_sure_gain_in_the_searchs_own_order_alone() -> None:
     assert "of the order shown from 0.900 to 0.880" in lost.reason
 
 
-def test_questions_about_one_passage_are_no_independent_evidence() -> None:
+def test_questions_about_one_fact_are_no_independent_evidence() -> None:
     lucky = [
         Outcome(Question("q", group=at % 10), Score(0.5, 0.5), Score(0.5 + gain, 0.5))
         for at in range(100)
@@ -253,9 +253,7 @@ def test_what_the_one_in_service_learnt_from_cannot_judge(
         generous.setattr(search_exam, "judge", lambda *_: BETTER)
         serving = retrain(house.settings, house.database, tell)["embedder"]
     assert embedders.in_service().id == serving
-    assert (
-        "0 questions about 0 passages can be asked" in retrain(house.settings, house.database, tell)["reason"]
-    )
+    assert "0 questions about 0 facts can be asked" in retrain(house.settings, house.database, tell)["reason"]
     path = embedders.folder / serving / "card.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "learnt"})
     seen = learnt(embedders, house.settings.seed)  # a card of before: all but the held-out share
