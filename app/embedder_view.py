@@ -14,7 +14,8 @@ from app.run_view import cancel_button, progress
 from core.errors import UnderstudyError
 from core.files import read_json
 from core.jobs import Job
-from evaluation.exam import golden
+from evaluation.search_exam import written
+from feedback.folds import outlook
 from feedback.triples import FEWEST, lessons
 from rag.citations import safe_markdown
 from rag.embedders import Embedders
@@ -65,14 +66,12 @@ def outcome(job: Job) -> None:
 
 def controls(parts: Resources, embedders: Embedders) -> None:
     """Train, or go back to the one before."""
-    questions = [row["question"] for row in golden(parts.settings, parts.database)]
-    train, held = lessons(
-        parts.database, partial(cite, model=parts.model), exclude=questions, seed=parts.settings.seed
-    )
+    judging = [question.text for question in written(parts.settings, parts.database)]
+    known = lessons(parts.database, partial(cite, model=parts.model), exclude=judging)
     st.caption(
-        f"Votes and approved corrections name the right passages of {len(train)} questions to learn from"
-        f" (at least {FEWEST} are needed) and {len(held)} for the judge, who also asks the golden questions"
-        " and the gold set you measured last. Only an embedder with which the whole search finds more serves."
+        f"{outlook(len(known))} The judge also asks the golden questions and the gold set you measured last."
+        " An embedder serves only when the search's own order certainly improves and the order shown, after"
+        " the cross-encoder, loses next to nothing."
     )
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -80,7 +79,7 @@ def controls(parts: Resources, embedders: Embedders) -> None:
     with st.container(horizontal=True):
         st.button(
             "Train on votes", type="primary", icon=":material/school:", key="train_embedder",
-            disabled=bool(missing) or len(train) < FEWEST or not parts.settings.vote_embedder,
+            disabled=bool(missing) or len(known) < FEWEST or not parts.settings.vote_embedder,
             on_click=order, args=(parts, "embedder"),
         )  # fmt: skip
         if before := embedders.before():
@@ -107,11 +106,16 @@ def _row(embedders: Embedders, card: dict[str, Any]) -> dict[str, Any]:
         verdict = dict(read_json(embedders.folder / card["id"] / "verdict.json"))
     except UnderstudyError:
         verdict = {}
+    both = "shown_before" in verdict  # else one of the first, about the order shown alone
+    shown = "shown_" if both else ""
     return {
         "embedder": card["id"],
         "trained": f"{datetime.fromtimestamp(card['created_at'] / 1000):%d %b %Y, %H:%M}",
-        "questions": card.get("questions"),
-        "before": verdict.get("before"),
-        "after": verdict.get("after"),
+        "learnt from": card.get("questions"),
+        "judged on": verdict.get("cases"),
+        "search before": verdict.get("before") if both else None,
+        "search after": verdict.get("after") if both else None,
+        "shown before": verdict.get(f"{shown}before"),
+        "shown after": verdict.get(f"{shown}after"),
         "verdict": {True: "better", False: "not better"}.get(verdict.get("passed", ""), "unjudged"),
     }

@@ -3,8 +3,9 @@
 Each organisation of `finetune.base_papers.HELD_OUT` is an installation of its own, see `benchmarks.voters`.
 Figures are those of passages (a question's right ones are those that hold its line), for the order that the
 search gives (`search`) and after the cross-encoder read the best again (`whole`). The embedder is trained on
-three quarters of the voting questions; the rest are its gate's, whose verdict is counted, but both ways are
-measured whatever it says. With --domain NAME only organisations of that name are asked.
+the voting questions and judged by the product's gate, whose verdict is counted, but both ways are measured
+whatever it says; `benchmarks.votes_gate` measures the gate. With --domain NAME only organisations of that
+name are asked.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from statistics import fmean
 from benchmarks.table import Row, main
 from benchmarks.voters import Gold, House, scratch
 from core.settings import load_settings, quiet_environment
-from evaluation import search_exam
 from evaluation.ranking import interval, ndcg, recall
+from evaluation.search_exam import Verdict, examine
 from finetune.base_papers import HELD_OUT, domains
-from finetune.embedder import places, taught, train_candidate
+from finetune.embedder import taught, train_candidate
 from finetune.telling import Terminal
 from rag.embed import Embedder
 from rag.embedders import Embedders
@@ -75,9 +76,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 for kind, count in house.vote(QUICK_VOTES if options.quick else None).items():
                     votes[kind] += count
                 ask(results, PRIORS, gold, with_priors(house))
-                way, learnt, passed = tuned(house)
+                way, learnt, verdict = tuned(house)
                 votes["questions that trained"] += learnt
-                votes["gates passed"] += passed
+                votes["gates passed"] += verdict.passed
                 ask(results, EMBEDDER, gold, beside(house, way))
                 way.settings = replace(settings, vote_priors=True)
                 ask(results, BOTH, gold, beside(house, way))
@@ -94,27 +95,22 @@ def with_priors(house: House) -> Retriever:
     return found
 
 
-def tuned(house: House) -> tuple[Reindex, int, bool]:
+def tuned(house: House) -> tuple[Reindex, int, Verdict]:
     """An embedder trained on the votes with the passages embedded, how much it learnt from, its gate."""
-    train, held = taught(house.settings, house.database)
+    known = taught(house.settings, house.database)
     folder = house.settings.data_dir / "embedders" / "tuned"
     folder.mkdir(parents=True)
-    terminal = Terminal()
-
-    def tell(done: float, what: str) -> None:
-        with redirect_stdout(sys.stderr):  # the table is all that goes to the other
-            terminal(done, what)
-
-    train_candidate(house.settings, train, folder, tell)
-    candidate = Embedders(house.settings, house.database).get(folder.name)
-    way = Reindex(house.settings, house.database, candidate)
-    way.embed(tell)
-    asked = search_exam.questions(house.settings, house.database, places(held))
-    ways = (house.retriever, beside(house, way))
-    before, after = (search_exam.figures(retriever, asked, lambda done: None) for retriever in ways)
-    verdict = search_exam.judge(asked, before, after)
+    folds = train_candidate(house.settings, house.database, known, folder, aside)
+    way = Reindex(house.settings, house.database, Embedders(house.settings, house.database).get(folder.name))
+    verdict = examine(house.retriever, way, folds, aside)
     print(verdict.reason, file=sys.stderr, flush=True)
-    return way, len(train), verdict.passed
+    return way, len(known), verdict
+
+
+def aside(done: float, what: str, terminal: Terminal = Terminal()) -> None:  # noqa: B008
+    """Progress to the other stream: the table is all that goes to the first."""
+    with redirect_stdout(sys.stderr):
+        terminal(done, what)
 
 
 def beside(house: House, way: Reindex) -> Retriever:

@@ -90,16 +90,20 @@ def judge(before: Sequence[Result], after: Sequence[Result], rules: Rules | None
     return Verdict(all(check.passed for check in checks), checks, difference, low, high)
 
 
-def interval(differences: np.ndarray, rules: Rules) -> tuple[float, float]:
-    """Percentile bootstrap bounds of the mean, each exceeded with probability 1 - confidence."""
+def interval(
+    differences: np.ndarray, rules: Rules, groups: Sequence[int] | None = None
+) -> tuple[float, float]:
+    """Percentile bootstrap bounds of the mean, each exceeded with probability 1 - confidence.
+
+    Where cases depend on each other `groups` names the group of each, and whole groups are drawn.
+    """
     if not len(differences):
         return 0.0, 0.0
+    _, belongs = np.unique(range(len(differences)) if groups is None else groups, return_inverse=True)
+    sums, sizes = np.bincount(belongs, differences), np.bincount(belongs)
     generator = np.random.default_rng(rules.seed)
-    counts = generator.multinomial(
-        len(differences), np.full(len(differences), 1 / len(differences)), rules.resamples
-    )
-    means = counts @ differences / len(differences)
-    low, high = np.quantile(means, [1 - rules.confidence, rules.confidence])
+    counts = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), rules.resamples)
+    low, high = np.quantile(counts @ sums / (counts @ sizes), [1 - rules.confidence, rules.confidence])
     return float(low), float(high)
 
 

@@ -69,7 +69,7 @@ class Excluded:
     def __init__(self, questions: Iterable[str]) -> None:
         self._keys = {question_key(question) for question in questions} - {""}
         self._grams = {gram for key in self._keys for gram in _grams(key)}
-        self._contents = [content for key in self._keys if len(content := _content(key)) >= 3]
+        self._contents = [content for key in self._keys if len(content := content_words(key)) >= 3]
 
     def reason(self, question: str, completion: str) -> str:
         """Why a training row is too close to an excluded question, or an empty string."""
@@ -78,13 +78,14 @@ class Excluded:
             return "is an evaluation question"
         if self._grams & (_grams(key) | _grams(question_key(completion))):
             return f"shares {NGRAM} words in a row with an evaluation question"
-        content = _content(key)
+        content = content_words(key)
         if any(len(content & other) / len(content | other) >= OVERLAP for other in self._contents):
             return "is nearly an evaluation question"
         return ""
 
 
-def _content(key: str) -> frozenset[str]:
+def content_words(key: str) -> frozenset[str]:
+    """The words of a `question_key` that say what it is about."""
     return frozenset(key.split()) - _FILLER
 
 

@@ -3,12 +3,15 @@
     votes → triples → train (a process of its own) → embed beside → judge → switch
 
 Training starts from MiniLM as it is packaged, with all votes there are, so nothing drifts from run to run.
-The judge is `evaluation.search_exam`. While all this runs, the index in service serves.
+`FOLDS` more embedders are trained for the judge alone, each without a share of the questions: so every
+question measures, and none measures an embedder that learnt from it. The judge is `evaluation.search_exam`.
+While all this runs, the index in service serves.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,19 +22,37 @@ from typing import Any
 from core.db import Database, new_id
 from core.endpoint import record
 from core.errors import NotFoundError, TrainingError, run_main
-from core.files import owner_lock, write_json
+from core.files import owner_lock, read_json, write_json
 from core.jobs import Job
 from core.settings import Settings, load_settings, quiet_environment
-from evaluation.exam import citer, golden
-from evaluation.search_exam import Embedders, Verdict, headed, packaged, reindex, try_out
+from evaluation.exam import citer
+from evaluation.search_exam import (
+    Embedders,
+    Fold,
+    Identity,
+    Question,
+    Verdict,
+    forget,
+    headed,
+    packaged,
+    quick_half,
+    reindex,
+    try_out,
+    written,
+)
+from feedback.dataset import HELD_OUT_SHARE, is_held_out
+from feedback.folds import FOLDS, deal, groups, outlook
+from feedback.questions import question_key
 from feedback.triples import FEWEST, Lesson, lessons
-from finetune.embedder_train import WEIGHTS
+from finetune.embedder_train import CARD, WEIGHTS
 from finetune.orders import under_worker
 from finetune.telling import Heartbeat, Terminal
 from finetune.training import run_training
 
 NEGATIVES = 3  # of one right passage
 VERDICT = "verdict.json"
+JUDGES = "judges"  # folder of those that are trained for the judge alone
+JUDGING = "judge "  # how their names begin
 
 Tell = Callable[[float, str], None]
 """Says how far it is (0 to 1) and what is done; raises Cancelled when it should stop."""
@@ -46,20 +67,22 @@ def retrain(settings: Settings, database: Database, tell: Tell, steps: int | Non
     if not settings.vote_embedder:
         raise TrainingError("Training the embedder is switched off.", "Set vote_embedder to true.")
     with owner_lock(settings.data_dir / "retrain.lock", "Retraining"):
-        train, held = taught(settings, database)
-        if len(train) < FEWEST:
+        known = taught(settings, database)
+        if len(known) < FEWEST:
             raise TrainingError(
-                f"Votes name the right passages of {len(train)} questions; {FEWEST} are needed.",
+                f"Votes name the right passages of {len(known)} questions; {FEWEST} are needed.",
                 "Vote on more answers, or approve corrections.",
             )
         _sweep(settings, database)
         folder = settings.data_dir / "embedders" / f"{datetime.now(UTC):%Y%m%d}-{new_id()[:6]}"
         folder.mkdir(parents=True)
         try:
-            train_candidate(settings, train, folder, lambda done, what: tell(0.5 * done, what), steps)
+            folds = train_candidate(
+                settings, database, known, folder, lambda done, what: tell(0.7 * done, what), steps
+            )
             verdict = try_out(
-                settings, database, Embedders(settings, database).get(folder.name), places(held),
-                lambda done, what: tell(0.5 + 0.5 * done, what),
+                settings, database, Embedders(settings, database).get(folder.name), folds,
+                lambda done, what: tell(0.7 + 0.3 * done, what),
             )  # fmt: skip
         except BaseException:
             _sweep(settings, database)
@@ -68,27 +91,82 @@ def retrain(settings: Settings, database: Database, tell: Tell, steps: int | Non
 
 
 def train_candidate(
-    settings: Settings, train: Sequence[Lesson], folder: Path, tell: Tell, steps: int | None = None
-) -> None:
-    """Train in a process of its own; with `steps`, so many steps only."""
+    settings: Settings,
+    database: Database,
+    known: Sequence[Lesson],
+    folder: Path,
+    tell: Tell,
+    steps: int | None = None,
+) -> list[Fold]:
+    """Train into `folder`, and below it the judge's embedders, in a process of their own.
+
+    With `steps`, only so many steps each. Returns the judge's embedders with the questions that neither they
+    nor the embedder in service learnt from.
+    """
+    belongs = groups(known)
+    fold_of = deal(belongs, FOLDS, settings.seed)
     base = packaged()
-    plan = {
-        "base": str(base.folder), "base_sha256": base.sha256, "dimensions": base.dimensions,
-        "seed": settings.seed, "triples": to_triples(train, settings.seed), "steps": steps,
-    }  # fmt: skip
-    write_json(folder / "plan.json", {"stages": [plan]})
+    stages = []
+    for fold in range(FOLDS + 1):  # the last is the candidate and learns from all
+        lessons = [one for one, its in zip(known, fold_of, strict=True) if its != fold]
+        name = f"judge's embedder {fold + 1}" if fold < FOLDS else "the embedder"
+        stages.append({
+            "stage": f"{fold + 1}-{name}", "into": f"{JUDGES}/{fold}" if fold < FOLDS else ".",
+            "base": str(base.folder), "base_sha256": base.sha256, "dimensions": base.dimensions,
+            "seed": settings.seed, "triples": to_triples(lessons, settings.seed), "steps": steps,
+            "learnt": [_mark(one.question) for one in lessons], "half": quick_half(),
+        })  # fmt: skip
+    write_json(folder / "plan.json", {"stages": stages})
     run_training(folder / "plan.json", folder, settings, tell, module="finetune.embedder_train")
+    seen = learnt(Embedders(settings, database), settings.seed)
+    asked = list(zip(questions_of(known, belongs), fold_of, strict=True))
+    return [
+        Fold(
+            _judging(folder / JUDGES / str(fold)),
+            tuple(question for question, its in asked if its == fold and not seen(question.text)),
+        )
+        for fold in range(FOLDS)
+    ]
 
 
-def places(held: Sequence[Lesson]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Held-out questions with the places of their right passages, as the judge asks them."""
-    return [(one.question, [(p.document_id, p.start) for p in one.right]) for one in held]
+def questions_of(known: Sequence[Lesson], belongs: Sequence[int]) -> tuple[Question, ...]:
+    """Lessons, with their groups, as the judge asks them."""
+    return tuple(
+        Question(one.question, tuple((p.document_id, p.start) for p in one.right), group=group)
+        for one, group in zip(known, belongs, strict=True)
+    )
 
 
-def taught(settings: Settings, database: Database) -> tuple[list[Lesson], list[Lesson]]:
-    """Lessons to train on and those held out, without the golden questions."""
-    questions = [row["question"] for row in golden(settings, database)]
-    return lessons(database, citer(record(settings)[0]), exclude=questions, seed=settings.seed)
+def _judging(folder: Path) -> Identity:
+    """One of the judge's embedders, which is never in service."""
+    card = read_json(folder / CARD)
+    return Identity(f"{JUDGING}{folder.name}", card["sha256"], card["dimensions"], folder)
+
+
+def learnt(embedders: Embedders, seed: int) -> Callable[[str], bool]:
+    """Says of a question whether the embedder in service learnt from it: such a question cannot judge.
+
+    Those trained before their cards noted it learnt from all but the held-out share.
+    """
+    serving = embedders.serving_id()
+    card = next((card for card in embedders.cards() if card["id"] == serving), None)
+    if card is None:
+        return lambda question: False
+    if "learnt" not in card:
+        return lambda question: not is_held_out(question_key(question), HELD_OUT_SHARE, seed)
+    marks = frozenset(card["learnt"])
+    return lambda question: _mark(question) in marks
+
+
+def _mark(question: str) -> str:
+    """What the card keeps of a question: enough to know it again, not to read it."""
+    return hashlib.sha256(question_key(question).encode()).hexdigest()[:16]
+
+
+def taught(settings: Settings, database: Database) -> list[Lesson]:
+    """Lessons to train on: without the golden questions and the gold set, which judge."""
+    questions = [question.text for question in written(settings, database)]
+    return lessons(database, citer(record(settings)[0]), exclude=questions)
 
 
 def to_triples(train: Sequence[Lesson], seed: int) -> list[tuple[str, str, str]]:
@@ -111,6 +189,7 @@ def to_triples(train: Sequence[Lesson], seed: int) -> list[tuple[str, str, str]]
 
 def _sweep(settings: Settings, database: Database) -> None:
     """Remove what unfinished trainings left, but never an embedder that serves or served."""
+    forget(database, JUDGING)
     embedders = Embedders(settings, database)
     kept = {embedders.serving_id(), embedders.before()}
     for path in embedders.folder.glob("*"):
@@ -122,7 +201,8 @@ def _settle(folder: Path, verdict: Verdict) -> dict[str, Any]:
     """Keep the verdict beside the embedder; the weights of a refused one, 90 MB, go."""
     result = {"embedder": folder.name, **verdict.to_json()}
     write_json(folder / VERDICT, result)
-    shutil.rmtree(folder / "work", ignore_errors=True)
+    for left in (folder / "work", folder / JUDGES):
+        shutil.rmtree(left, ignore_errors=True)
     if not verdict.passed:
         (folder / WEIGHTS).unlink(missing_ok=True)
     return result
@@ -154,11 +234,9 @@ def _run_job(settings: Settings, database: Database, job_id: str, token: int) ->
 def status(settings: Settings, database: Database) -> str:
     """Which embedder serves, what a training would learn from, and what earlier ones came to."""
     embedders = Embedders(settings, database)
-    train, held = taught(settings, database)
     lines = [
         embedders.mismatch() or f"{embedders.in_service().id} is in service.",
-        f"Votes name the right passages of {len(train)} questions to learn from (at least {FEWEST} are"
-        f" needed); {len(held)} more are kept for the judge.",
+        outlook(len(taught(settings, database))),
     ]
     return "\n".join([*lines, *(f"{card['id']}: {card['triples']} triples" for card in embedders.cards())])
 

@@ -2,7 +2,8 @@
 
 Multiple negatives ranking: a question's right passage is to be nearer than its hard negative and than the
 right passages of the other questions in the batch (Henderson et al., "Efficient Natural Language Response
-Suggestion for Smart Reply", 2017), with the sentence-transformers trainer. `card.json` is written last.
+Suggestion for Smart Reply", 2017), with the sentence-transformers trainer. A plan's stages train an embedder
+each, into folders below FOLDER; `card.json` is written last.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from finetune.progress import append_progress, versions
 
 CARD, PROGRESS, WEIGHTS = "card.json", "progress.jsonl", "model.safetensors"
 BATCH, RATE, EPOCHS, TOKENS = 16, 2e-5, 3, 160  # a passage has some 120 tokens and its heading
-STAGE = "1-embedder"
 
 
-def train(plan: dict[str, Any], folder: Path) -> None:
+def train(plan: dict[str, Any], folder: Path, progress: Path) -> None:
     """Train MiniLM from `plan["base"]` on `plan["triples"]` (question, right, wrong) into `folder`."""
     import datasets
     import sentence_transformers as library
@@ -41,6 +41,7 @@ def train(plan: dict[str, Any], folder: Path) -> None:
     arguments = library.SentenceTransformerTrainingArguments(
         output_dir=str(folder / "work"), seed=plan["seed"], num_train_epochs=plan.get("epochs", EPOCHS),
         max_steps=plan.get("steps") or -1, per_device_train_batch_size=BATCH, learning_rate=RATE,
+        bf16=plan["half"],  # three quarters of the time, the same order of passages
         warmup_steps=0.1, lr_scheduler_type="cosine", use_cpu=True, save_strategy="no", report_to="none",
         logging_steps=1, disable_tqdm=True,
         # a question's other right passage, or the same one of another question, is no negative
@@ -49,7 +50,7 @@ def train(plan: dict[str, Any], folder: Path) -> None:
     loss = losses.MultipleNegativesRankingLoss(model)
     trainer = library.SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_watch(folder))
+    trainer.add_callback(_watch(progress, plan["stage"]))
     trainer.train()
     model.max_seq_length = reads
     model.save(str(folder), create_model_card=False)
@@ -58,12 +59,12 @@ def train(plan: dict[str, Any], folder: Path) -> None:
         {
             "id": folder.name, "sha256": sha256_of(folder / WEIGHTS), "dimensions": plan["dimensions"],
             "base": plan["base_sha256"], "triples": len(rows), "questions": len({row[0] for row in rows}),
-            "versions": versions(), "created_at": now_ms(),
+            "learnt": plan["learnt"], "versions": versions(), "created_at": now_ms(),
         },
     )  # fmt: skip
 
 
-def _watch(folder: Path) -> Any:
+def _watch(progress: Path, stage: str) -> Any:
     """Progress goes into our file, in the lines that the pages read."""
     import math
 
@@ -77,10 +78,10 @@ def _watch(folder: Path) -> Any:
                 return
             each = (time.monotonic() - began) / max(1, state.global_step)
             line = {
-                "stage": STAGE, "step": state.global_step, "steps": state.max_steps,
+                "stage": stage, "step": state.global_step, "steps": state.max_steps,
                 "loss": float(logs["loss"]), "eta": round(each * (state.max_steps - state.global_step), 1),
             }  # fmt: skip
-            append_progress(folder / PROGRESS, line)
+            append_progress(progress, line)
             if not math.isfinite(line["loss"]):
                 raise TrainingError("The embedder's loss is no number.", "Report this with the run's log.")
 
@@ -94,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("plan", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args(argv)
-    train(dict(read_json(arguments.plan)["stages"][0]), arguments.folder)
+    for stage in read_json(arguments.plan)["stages"]:
+        folder = arguments.folder / stage["into"]
+        folder.mkdir(parents=True, exist_ok=True)
+        train(stage, folder, arguments.folder / PROGRESS)
     return 0
 
 

@@ -85,6 +85,12 @@ class StagedVectors(PassageStore):
         return found
 
 
+def forget(database: Database, names: str) -> None:
+    """Drop the vectors of all embedders whose key begins with `names`: what a killed process left."""
+    with database.write() as connection:
+        connection.execute("DELETE FROM vectors WHERE substr(embedder, 1, ?) = ?", (len(names), names))
+
+
 def headed(passage: Passage) -> str:
     """A passage as embedders read it: title and heading first (as `DocumentStore.chunk_texts`)."""
     place = f"{passage.document} > {passage.heading}" if passage.heading else passage.document

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 from app.resources import Resources
+from core.files import write_json
 from evaluation import bench
 from tests.app.test_pages import click, open_page, parts, shown
 
@@ -47,3 +50,29 @@ def test_the_search_learns_from_votes(parts: Resources) -> None:
     parts.jobs.submit("reindex", {"embedder": "gone"})
     at = open_page("search")
     assert [button for button in at.button if button.label == "Cancel"] or "gone" in shown(at)
+
+
+def test_verdicts_are_shown_with_what_was_judged_those_of_the_first_versions_too(parts: Resources) -> None:
+    folder = parts.settings.data_dir / "embedders"
+    old = {"passed": False, "reason": "No.", "cases": 31, "before": 0.91, "after": 0.92, "low": -0.01}
+    new = old | {"passed": True, "cases": 118, "before": 0.8, "after": 0.85}
+    new |= {"shown_before": 0.91, "shown_after": 0.9, "shown_low": -0.01}
+    for number, verdict in enumerate((new, old, None)):
+        card = {"id": f"tuned-{number}", "created_at": 10 - number, "questions": 90}
+        write_json(folder / card["id"] / "card.json", card)
+        if verdict:
+            write_json(folder / card["id"] / "verdict.json", verdict)
+    try:
+        rows = next(
+            frame.value.astype(object).fillna("").to_dict("records")
+            for frame in open_page("search").dataframe
+            if "embedder" in frame.value
+        )
+    finally:
+        shutil.rmtree(folder)
+    columns = ("judged on", "search before", "search after", "shown before", "shown after", "verdict")
+    assert [tuple(row[column] for column in columns) for row in rows] == [
+        (118, 0.8, 0.85, 0.91, 0.9, "better"),
+        (31, "", "", 0.91, 0.92, "not better"),
+        ("", "", "", "", "", "unjudged"),
+    ]
