@@ -58,10 +58,11 @@ def test_verdicts_are_shown_with_what_was_judged_those_of_the_first_versions_too
     new = old | {"passed": True, "cases": 118, "before": 0.8, "after": 0.85}
     new |= {"shown_before": 0.91, "shown_after": 0.9, "shown_low": -0.01}
     for number, verdict in enumerate((new, old, None)):
-        card = {"id": f"tuned-{number}", "created_at": 10 - number, "questions": 90}
-        write_json(folder / card["id"] / "card.json", card)
+        name = f"tuned-{number}"
+        card = {"id": name, "created_at": 10 - number, "questions": 90}
+        write_json(folder / name / "card.json", card)
         if verdict:
-            write_json(folder / card["id"] / "verdict.json", verdict)
+            write_json(folder / name / "verdict.json", verdict)
     try:
         rows = next(
             frame.value.astype(object).fillna("").to_dict("records")
