@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -93,8 +95,8 @@ def sidebar(parts: Resources, current: str | None) -> None:
         conversations = parts.feedback.conversations(USER, limit=LISTED)
         if conversations:
             st.caption("Recent")
-        for conversation in conversations:
-            title = short(conversation.title, 30)
+        titles = numbered([short(conversation.title, 30) for conversation in conversations])
+        for conversation, title in zip(conversations, titles, strict=True):
             st.button(
                 safe_markdown(title),
                 key=f"open-{conversation.id}",
@@ -103,6 +105,16 @@ def sidebar(parts: Resources, current: str | None) -> None:
                 on_click=open_conversation,
                 args=(conversation.id,),
             )
+
+
+def numbered(titles: Sequence[str]) -> list[str]:
+    """Titles, newest first, that can be told apart: the second of the same is `title (2)`."""
+    times: Counter[str] = Counter()
+    found = []
+    for title in reversed(titles):
+        times[title] += 1
+        found.append(title if times[title] == 1 else f"{title} ({times[title]})")
+    return found[::-1]
 
 
 def show_exchanges(exchanges: list[Exchange], parts: Resources) -> None:

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import feedback.dataset
 from app import resources as shared
+from app.chat_page import numbered
 from app.queue_view import at_work
 from app.resources import USER, Resources, resources
 from core.adapters import Adapter
@@ -216,6 +217,10 @@ def test_documents_lists_reads_and_deletes(parts: Resources) -> None:
     at.run()
     click(at, "Delete")
     assert parts.documents.find(document.id) is None
+
+
+def test_conversations_of_one_title_are_told_apart() -> None:
+    assert numbered(["Who?", "When?", "Who?", "Who?"]) == ["Who? (3)", "When?", "Who? (2)", "Who?"]
 
 
 def test_uploads_say_what_became_of_each(parts: Resources) -> None:
