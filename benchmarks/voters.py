@@ -8,18 +8,19 @@ also writes the right line as a correction, which is approved. The other half of
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from core.catalog import BUILTIN
 from core.db import Database
-from core.settings import Settings
+from core.settings import Settings, load_settings
 from core.types import Answer
 from feedback.review import Review
 from feedback.store import FeedbackStore
-from finetune.base_papers import Asked, Domain
+from finetune.base_papers import HELD_OUT, Asked, Domain, domains
 from rag.citations import quote
 from rag.embed import Embedder
 from rag.index import Index
@@ -51,6 +52,7 @@ class House:
         self.index = Index(settings, self.database)
         ingestor = Ingestor(settings, self.database, self.index, embedder)
         ingestor.ingest(home.write(settings.data_dir / "papers"), lambda line: None)
+        self.name = home.name
         self.embedder = embedder
         self.retriever = Retriever(settings, self.database, self.index, embedder)
         self.texts = _texts(PassageStore(self.database))
@@ -108,11 +110,16 @@ class House:
         )  # fmt: skip
 
 
-def scratch(settings: Settings, folder: Path, name: str) -> Path:
-    """The data folder of one organisation."""
-    path = folder / name.replace(" ", "-").lower()
-    path.mkdir(parents=True)
-    return path
+def houses(part: str, embedder: Embedder, *, one: bool = False) -> Iterator[House]:
+    """The held-out organisations with `part` in their names, or `one` of them, each open until the next."""
+    homes = [home for home in domains() if home.name in HELD_OUT and part in home.name]
+    for home in homes[:1] if one else homes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, home.name.replace(" ", "-").lower())
+            path.mkdir()
+            settings = replace(load_settings(model="builtin", vote_priors=False), data_dir=path)
+            with House(settings, home, embedder) as house:
+                yield house
 
 
 def _texts(passages: PassageStore) -> Mapping[int, str]:

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean
 
 from benchmarks.table import Row, main
-from benchmarks.voters import Gold, House, scratch
-from core.settings import load_settings, quiet_environment
+from benchmarks.voters import Gold, House, houses
+from core.settings import quiet_environment
 from evaluation.ranking import interval, ndcg, recall
 from evaluation.search_exam import Verdict, examine
-from finetune.base_papers import HELD_OUT, domains
 from finetune.embedder import taught, train_candidate
 from finetune.telling import Terminal
 from rag.embed import Embedder
@@ -65,24 +62,19 @@ def measure(options: argparse.Namespace) -> list[Row]:
     embedder = Embedder()
     results: dict[str, Figures] = {}
     votes = {"up": 0, "down": 0, "corrections": 0, "questions that trained": 0, "gates passed": 0}
-    homes = [home for home in domains() if home.name in HELD_OUT and options.domain in home.name]
-    for home in homes[:1] if options.quick else homes:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = load_settings(model="builtin", vote_priors=False)
-            settings = replace(settings, data_dir=scratch(settings, Path(folder), home.name))
-            with House(settings, home, embedder) as house:
-                gold = house.gold[: QUICK_GOLD if options.quick else None]
-                ask(results, BEFORE, gold, house.retriever)
-                for kind, count in house.vote(QUICK_VOTES if options.quick else None).items():
-                    votes[kind] += count
-                ask(results, PRIORS, gold, with_priors(house))
-                way, learnt, verdict = tuned(house)
-                votes["questions that trained"] += learnt
-                votes["gates passed"] += verdict.passed
-                ask(results, EMBEDDER, gold, beside(house, way))
-                way.settings = replace(settings, vote_priors=True)
-                ask(results, BOTH, gold, beside(house, way))
-        print(f"{home.name}: {votes}", file=sys.stderr, flush=True)
+    for house in houses(options.domain, embedder, one=options.quick):
+        gold = house.gold[: QUICK_GOLD if options.quick else None]
+        ask(results, BEFORE, gold, house.retriever)
+        for kind, count in house.vote(QUICK_VOTES if options.quick else None).items():
+            votes[kind] += count
+        ask(results, PRIORS, gold, with_priors(house))
+        way, learnt, verdict = tuned(house)
+        votes["questions that trained"] += learnt
+        votes["gates passed"] += verdict.passed
+        ask(results, EMBEDDER, gold, beside(house, way))
+        way.settings = replace(house.settings, vote_priors=True)
+        ask(results, BOTH, gold, beside(house, way))
+        print(f"{house.name}: {votes}", file=sys.stderr, flush=True)
     counts = [Row(f"votes: {kind}", count) for kind, count in votes.items()]
     return [*counts, *comparison(results)]
 

@@ -21,25 +21,23 @@ import io
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks.table import Row, main
-from benchmarks.voters import Gold, House, scratch
+from benchmarks.voters import Gold, House, houses
 from benchmarks.votes import aside
 from core.db import now_ms
 from core.files import sha256_of, write_json
-from core.settings import load_settings, quiet_environment
+from core.settings import quiet_environment
 from core.types import Passage
 from evaluation import bench
 from evaluation.ranking import interval, ndcg
 from evaluation.search_exam import Fold, Verdict, examine
 from feedback.folds import groups
 from feedback.triples import Lesson
-from finetune.base_papers import HELD_OUT, domains
 from finetune.embedder import questions_of, taught, train_candidate
 from rag.embed import DIMENSIONS, Embedder
 from rag.embedders import CARD, WEIGHTS, Embedders, packaged
@@ -76,17 +74,12 @@ def measure(options: argparse.Namespace) -> list[Row]:
     quiet_environment()
     embedder = Embedder()
     tried: list[Tried] = []
-    homes = [home for home in domains() if home.name in HELD_OUT and options.domain in home.name]
-    for home in homes[:1] if options.quick else homes:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = load_settings(model="builtin", vote_priors=False)
-            settings = replace(settings, data_dir=scratch(settings, Path(folder), home.name))
-            with House(settings, home, embedder) as house:
-                house.vote()
-                for kind in KINDS[-1:] if options.quick else options.kinds:
-                    for one in candidates(house, kind, 2 if options.quick else SHAKES):
-                        print(f"{home.name}: {one}", file=sys.stderr, flush=True)
-                        tried.append(one)
+    for house in houses(options.domain, embedder, one=options.quick):
+        house.vote()
+        for kind in KINDS[-1:] if options.quick else options.kinds:
+            for one in candidates(house, kind, 2 if options.quick else SHAKES):
+                print(f"{house.name}: {one}", file=sys.stderr, flush=True)
+                tried.append(one)
     return rows(tried)
 
 

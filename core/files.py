@@ -85,15 +85,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(partial, target)
         fsync_dir(target.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         raise StorageError(
             f"Could not write {target}: {error.strerror or error}.",
             "Free some space or check the folder's permissions, then try again.",
         ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:

@@ -87,7 +87,8 @@ class LlamaServer(Endpoint):
         """How many replies it works on at once, and how long each may be."""
         props = await _asked(self._http, "/props")
         if isinstance(props, dict):
-            self.slots = int(props.get("total_slots") or 0) or self.slots
+            slots = int(props.get("total_slots") or 0)
+            self.slots = slots if slots > 0 else self.slots
             self.context = int((props.get("default_generation_settings") or {}).get("n_ctx") or 0)
 
     async def load(self, adapter_id: str) -> None:

@@ -68,12 +68,13 @@ class NativeModel:
         params.vocab_only = gpu_layers is None
         params.n_gpu_layers = gpu_layers or 0
         info = self.library.llama_print_system_info()
+        tiles = tiles and amx.usable(info)
         if amx.REPORTED in info:
-            params.use_extra_bufts = tiles and amx.usable(info)
+            params.use_extra_bufts = tiles
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.pointer:
             raise ModelError(f"llama.cpp could not load {path.name}: {last_words()}", "Download it again.")
-        if amx.REPORTED in info and params.use_extra_bufts:
+        if tiles:
             amx.forget_pages(path)
 
     @property

@@ -3,8 +3,8 @@
 Asking the tables (`rag.access`) about 67,000 hidden passages took 43 ms at each question, and reading the
 vectors of 10,000 that are given to groups 65 ms. So both are kept for one state of the database. Its number,
 `chunks_version`, grows in every commit that changes passages, access, groups or members, and it is read in
-the same snapshot as what is asked, so nothing older is ever used. They decide which
-passages are proposed and compared; about what is shown `PassageStore.get` asks the tables again.
+the same snapshot as what is asked, so nothing older is ever used. They decide which passages are proposed
+and compared; about what is shown `PassageStore.get` asks the tables again.
 """
 
 from __future__ import annotations
