@@ -179,14 +179,16 @@ def test_a_worker_that_stops_keeps_the_job(
     assert Jobs(database).get(leased.id).status == "running"  # the worker gives it back
 
 
-def work(data_dir: str, address: str, port: int) -> None:
-    """Crawl until killed."""
+def work(data_dir: str, address: str, port: int, stay: bool) -> None:
+    """Crawl; with `stay`, be there to be killed however quick the walk was."""
     settings = load_settings({}, data_dir=data_dir)
     store = DocumentStore(Database(settings.database), settings)
     with Reader(settings) as reader:
         fetcher = Fetcher(Rules(frozenset({f"127.0.0.1:{port}"})))
         limits = Limits(delay=0)
         crawl(Tools(store, fetcher, reader, settings.data_dir / "ingest.lock", limits), parse_url(address))
+        while stay:
+            time.sleep(1)
 
 
 def test_kills_leave_nothing_half_done(web: Web, settings: Settings, database: Database) -> None:
@@ -206,7 +208,7 @@ def test_kills_leave_nothing_half_done(web: Web, settings: Settings, database: D
         web.hook = lambda path, reached=reached, after=after: (  # type: ignore[misc]
             reached.set() if len(web.asked) > after else None
         )
-        child = context.Process(target=work, args=arguments)
+        child = context.Process(target=work, args=(*arguments, turn < 8))
         child.start()
         if turn < 8:
             reached.wait(60)
@@ -214,6 +216,7 @@ def test_kills_leave_nothing_half_done(web: Web, settings: Settings, database: D
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
         child.join(60)
+        assert child.exitcode == (-signal.SIGKILL if turn < 8 else 0)
         assert half_done(store, web) == []
     assert {document.title for document in store.list()} == {"Start", *(f"Page {n}" for n in alive)}
     assert all(f"Version {(8 + n) // 3} of" in store.text(find(store, f"Page {n}")) for n in alive)
