@@ -247,13 +247,19 @@ def _gauge(server: Server, name: str) -> float:
 
 
 def _memory(trial: Trial, process: int) -> list[Row]:
+    import psutil
+
     from engine.limits import cache_bytes
 
     cache = cache_bytes(check_gguf(trial.path)) * trial.context * SLOTS
     allowed = trial.path.stat().st_size + cache + (SPARE_MB << 20)
     used = _resident(process)
+    mapped = int(psutil.Process(process).memory_info().shared)
     goal = f"<= file + cache + {SPARE_MB} MB"
-    return [Row(f"{trial.name}: memory", used / 2**20, "MB", allowed / 2**20, goal, used <= allowed)]
+    return [
+        Row(f"{trial.name}: memory", used / 2**20, "MB", allowed / 2**20, goal, used <= allowed),
+        Row(f"{trial.name}: memory, of it mapped files (the system may take it back)", mapped / 2**20, "MB"),
+    ]
 
 
 def _resident(process: int) -> int:
