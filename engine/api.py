@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from core.errors import EngineUnavailable, NotFoundError, UnderstudyError
+from core.errors import EngineUnavailable, ModelError, NotFoundError, UnderstudyError
 from engine.adapters import Stage
 from engine.reply import Reply, error_body
 from engine.requests import MAX_BODY_BYTES, BadRequest, parse
@@ -46,6 +47,7 @@ class Api:
                 Route("/adapters/{id}", self._locked(self.load), methods=["POST"]),
                 Route("/adapters/{id}", self._locked(self.unload), methods=["DELETE"]),
             ],
+            exception_handlers={HTTPException: self._no_route, Exception: self._broke},
         )
 
     def _locked(self, handler: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
@@ -62,6 +64,17 @@ class Api:
             return response
 
         return guarded
+
+    async def _no_route(self, http: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{http.method} {http.url.path} is not served here: {error.detail}."
+        refusal = BadRequest(message, status=error.status_code, code="unknown_url")
+        body, status = error_body(refusal)
+        return JSONResponse(body, status, headers=error.headers)
+
+    async def _broke(self, _http: HttpRequest, _error: Exception) -> Response:
+        """A fault of ours: the server logs it, and the client learns no more of it than that."""
+        return self._error(ModelError("The engine failed at this request.", "Ask again; its log says why."))
 
     async def health(self, _request: HttpRequest) -> Response:
         """State, model, adapter on stage and queue. Always 200: `status` is ok, loading or failed."""

@@ -36,12 +36,14 @@ class Begun:
 class TokenLogprob:
     """A token's text and natural log probability, with the most probable ones at its place.
 
-    `logprob` is None for the first token of a given text, which nothing predicts.
+    `logprob` is None for the first token of a given text, which nothing predicts. `data` are the bytes that
+    the token adds to the reply: none for a control token, and maybe a part of a character.
     """
 
     text: str
     logprob: float | None
-    top: tuple[tuple[str, float], ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
+    data: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,13 @@ class NativeContext:
         self._lib.llama_memory_seq_rm(self.memory, sequence, -1, -1)  # a recurrent state has no positions
         return False
 
+    def held_bytes(self, sequence: int) -> int:
+        """How large the copy is that `save` would make."""
+        return int(self._lib.llama_state_seq_get_size(self.pointer, sequence))
+
     def save(self, sequence: int) -> bytes:
         """A copy of everything one sequence holds, kept in this process and never written out."""
-        size = int(self._lib.llama_state_seq_get_size(self.pointer, sequence))
+        size = self.held_bytes(sequence)
         data = (ctypes.c_uint8 * size)()
         done = int(self._lib.llama_state_seq_get_data(self.pointer, data, size, sequence))
         return bytes(memoryview(data)[:done])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,19 +309,17 @@ def _said(choice: Any, wanted: int | None) -> tuple[str, tuple[TokenLogprob, ...
     text = (choice.delta.content if hasattr(choice, "delta") else choice.text) or ""
     noted = choice.logprobs.model_dump() if choice.logprobs is not None and wanted is not None else {}
     if noted.get("content"):  # of chats, and of llama-server's plain completions
-        tokens = [
-            TokenLogprob(
-                one["token"],
-                one["logprob"],
-                tuple((top["token"], top["logprob"]) for top in one["top_logprobs"][:wanted]),
-            )
-            for one in noted["content"]
-        ]
-        return text, tuple(tokens)
+        return text, tuple(_token(one, one["top_logprobs"][:wanted]) for one in noted["content"])
     names = noted.get("tokens") or []
     tops = noted.get("top_logprobs") or [None] * len(names)
-    tokens = [
-        TokenLogprob(name, logprob, tuple((top or {}).items())[:wanted])
-        for name, logprob, top in zip(names, noted.get("token_logprobs") or [], tops, strict=True)
-    ]
+    tokens = []
+    for name, logprob, top in zip(names, noted.get("token_logprobs") or [], tops, strict=True):
+        best = [{"token": other, "logprob": value} for other, value in (top or {}).items()]
+        tokens.append(_token({"token": name, "logprob": logprob}, best[:wanted]))
     return text, tuple(tokens)
+
+
+def _token(said: dict[str, Any], top: Sequence[dict[str, Any]] = ()) -> TokenLogprob:
+    name, data = said["token"], said.get("bytes")
+    data = name.encode() if data is None else bytes(data)
+    return TokenLogprob(name, said["logprob"], tuple(_token(one) for one in top), data)

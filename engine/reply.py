@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import secrets
 import time
@@ -41,6 +42,8 @@ class Reply:
         def deliver(event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0  # characters of the reply that had log probabilities so far
         self._ticket = Ticket(self.request, self.prompt, deliver)
         self.stage.scheduler.submit(self._ticket)
 
@@ -143,7 +146,22 @@ class Reply:
         return self._head() | {"choices": [choice], "usage": _usage(end)}
 
     def _logprobs(self, tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-        return _chat_logprobs(tokens) if self.request.kind == "chat" else _text_logprobs(tokens)
+        return _chat_logprobs(tokens) if self.request.kind == "chat" else self._text_logprobs(tokens)
+
+    def _text_logprobs(self, tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(token.data))
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {one.text: one.logprob for one in token.top}
+                for token in tokens
+            ],
+            "text_offset": offsets,
+        }
 
     def _head(self, suffix: str = "") -> dict[str, Any]:
         chat = self.request.kind == "chat"
@@ -198,28 +216,12 @@ def error_body(error: Exception) -> tuple[dict[str, Any], int]:
 
 
 def _chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-    def entry(text: str, logprob: float | None) -> dict[str, Any]:
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    def entry(token: TokenLogprob) -> dict[str, Any]:
+        return {"token": token.text, "logprob": token.logprob, "bytes": list(token.data)}
 
     return {
-        "content": [
-            entry(token.text, token.logprob) | {"top_logprobs": [entry(*pair) for pair in token.top]}
-            for token in tokens
-        ],
+        "content": [entry(token) | {"top_logprobs": [entry(one) for one in token.top]} for token in tokens],
         "refusal": None,
-    }
-
-
-def _text_logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-    offsets, at = [], 0
-    for token in tokens:
-        offsets.append(at)
-        at += len(token.text)
-    return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [None if token.logprob is None else dict(token.top) for token in tokens],
-        "text_offset": offsets,
     }
 
 

@@ -21,7 +21,12 @@ MAX_STOP_CHARACTERS = 200
 MAX_NAME_CHARACTERS = 200
 MAX_LOGPROBS = 20
 DEFAULT_TOKENS = 512
-ROLES = ("system", "user", "assistant")
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 _RANGES: dict[str, tuple[float, float, float]] = {  # default, lowest, highest
     "temperature": (0.0, 0.0, 2.0),
     "top_p": (1.0, 0.0, 1.0),
@@ -30,6 +35,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {  # default, lowest, highest
     "presence_penalty": (0.0, -2.0, 2.0),
     "repeat_penalty": (1.0, 0.5, 2.0),
 }
+_ALIASES = {"repetition_penalty": "repeat_penalty"}  # vLLM's name for it
 # asking for these and getting plain text would be a silent lie
 _UNSUPPORTED = (
     "tools", "functions", "logit_bias", "audio", "suffix",
@@ -37,6 +43,9 @@ _UNSUPPORTED = (
     "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "structured_outputs",
 )  # fmt: skip
+_ALONE = {  # what may be said of tools and modalities where there is nothing but text
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "modalities": (["text"],),
+}  # fmt: skip
 
 
 class BadRequest(Exception):
@@ -99,6 +108,10 @@ def parse(kind: Literal["chat", "text"], body: Any) -> Request:
     for key in _UNSUPPORTED:
         if body.get(key):
             raise BadRequest(f"{key} is not supported.", key)
+    for key, allowed in _ALONE.items():
+        if body.get(key) is not None and body[key] not in allowed:
+            raise BadRequest(f"{key} can only be {' or '.join(map(str, allowed))}.", key)
+    body = body | {ours: body[theirs] for theirs, ours in _ALIASES.items() if theirs in body}
     for key in ("n", "best_of"):
         if _integer(body, key, 1, 1, 1 << 62) != 1:
             raise BadRequest(f"{key} must be 1.", key)
@@ -142,9 +155,14 @@ def _schema(kind: Literal["chat", "text"], form: Any) -> str:
 
 def _name(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
-    if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME_CHARACTERS):
-        raise BadRequest(f"{key} must be a string of at most {MAX_NAME_CHARACTERS} characters.", key)
+    if value is not None and not (isinstance(value, str) and _short(value)):
+        raise BadRequest(f"{key} must be printable, of at most {MAX_NAME_CHARACTERS} characters.", key)
     return value or ""
+
+
+def _short(name: str) -> bool:
+    """Whether a name is not too long, and neither breaks lines nor holds a lone surrogate."""
+    return len(name) <= MAX_NAME_CHARACTERS and name.isprintable()
 
 
 def _logprobs(kind: Literal["chat", "text"], body: dict[str, Any]) -> int | None:
@@ -161,7 +179,7 @@ def _logprobs(kind: Literal["chat", "text"], body: dict[str, Any]) -> int | None
 
 def _model(body: dict[str, Any]) -> str:
     model = body.get("model", "live")
-    if not isinstance(model, str) or not 0 < len(model) <= MAX_NAME_CHARACTERS:
+    if not isinstance(model, str) or not model or not _short(model):
         raise BadRequest("model must be a short string: live, base or an adapter's id.", "model")
     return model
 
@@ -173,9 +191,10 @@ def _messages(body: dict[str, Any]) -> tuple[Message, ...]:
     found: list[Message] = []
     for number, entry in enumerate(raw):
         where = f"messages[{number}]"
-        if not isinstance(entry, dict) or entry.get("role") not in ROLES:
+        role = entry.get("role") if isinstance(entry, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRequest(f"{where}.role must be one of {', '.join(ROLES)}.", where)
-        found.append({"role": entry["role"], "content": _content(entry.get("content"), where)})
+        found.append({"role": ROLES[role], "content": _content(entry.get("content"), where)})
     return tuple(found)
 
 

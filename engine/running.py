@@ -133,7 +133,7 @@ class Running:
         self, token: int, logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
     ) -> TokenLogprob:
         if logits is None:
-            return TokenLogprob(self._spelt(token), None)
+            return self._token(token, None)
         import numpy as np
 
         scores = logits.astype(np.float64)
@@ -141,8 +141,15 @@ class Running:
         scores -= np.log(np.exp(scores).sum())
         count = self.work.request.logprobs or 0
         best: Any = np.argpartition(-scores, count)[:count] if count else []
-        top = sorted(((self._spelt(int(t)), float(scores[t])) for t in best), key=lambda pair: -pair[1])
-        return TokenLogprob(self._spelt(token), float(scores[token]), tuple(top))
+        ranked = sorted(best, key=lambda t: -scores[t])
+        top = tuple(self._token(int(t), float(scores[t])) for t in ranked)
+        return self._token(token, float(scores[token]), top)
 
-    def _spelt(self, token: int) -> str:
-        return self._model.piece(token).decode("utf-8", "replace") or self._model.token_text(token)
+    def _token(self, token: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        """A part of a character is spelt as OpenAI spells it, so that no two tokens read the same."""
+        data = self._model.piece(token)
+        try:
+            text = data.decode() or self._model.token_text(token)
+        except UnicodeDecodeError:
+            text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return TokenLogprob(text, logprob, top, data)

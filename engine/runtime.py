@@ -29,7 +29,7 @@ from engine.pace import Pace
 from engine.prompts import encode, prepare
 from engine.requests import Request
 from engine.running import Ends, Running
-from engine.slots import BLOCK, Prefixes, Slots, call_size
+from engine.slots import BLOCK, PREFIX_BYTES, Prefixes, Slots, call_size
 from engine.widths import Widths
 
 
@@ -292,7 +292,10 @@ class LlamaBackend:
                 running.score(0, None)
             for at in range(start, min(end, last)):
                 running.score(at + 1, context.logits(at - start))
-        elif end == running.work.prompt.shared // BLOCK * BLOCK:
+        elif (
+            end == running.work.prompt.shared // BLOCK * BLOCK
+            and context.held_bytes(slot.number) <= PREFIX_BYTES  # else it would be copied for nothing
+        ):
             self._prefixes.keep(running.variant, running.tokens[:end], context.save(slot.number))
         return True
 

@@ -6,6 +6,7 @@ tries). Requests join between two steps and leave between two steps, so a cancel
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,8 @@ from engine.admission import WaitingLine
 from engine.backend import Backend, Begun, Failed, Part, Piece, Prompt, Work
 from engine.metrics import Metrics
 from engine.requests import BadRequest, Request
+
+log = logging.getLogger("understudy.engine")
 
 REPLY_SECONDS = 300.0  # an 8B model on two cores needs about 150 for a long prompt
 WAIT_SECONDS = 170.0  # in the line; clients give up after 180 of silence
@@ -185,9 +188,17 @@ class Scheduler:
             self.state = "failed"
         else:
             self.state = "ready"
-            while self._wait():
-                self._turn()
-            self._refuse()
+            try:
+                while self._wait():
+                    self._turn()
+                self._refuse(_stopping())
+            except (
+                Exception
+            ) as error:  # a fault of ours: whoever waits must hear of it, and /health must say it
+                log.exception("the owner thread failed")
+                self.reason = f"The engine failed: {error!r}"
+                self.state = "failed"
+                self._refuse(EngineUnavailable(self.reason, "Ask again in some seconds."))
         finally:
             self._backend.close()
 
@@ -271,11 +282,13 @@ class Scheduler:
         """Count what a reply made and hand it out."""
         ticket = self._working[work]
         if isinstance(part, Begun):
-            self.metrics.began(part.prompt_tokens, part.cached_tokens)
+            if not ticket.trial:
+                self.metrics.began(part.prompt_tokens, part.cached_tokens)
         elif isinstance(part, Piece):
             if not ticket.first:
                 ticket.first = time.monotonic()
-                self.metrics.first_piece(ticket.first - ticket.asked)
+                if not ticket.trial:
+                    self.metrics.first_piece(ticket.first - ticket.asked)
         else:
             with self._changed:
                 del self._working[work]
@@ -287,20 +300,27 @@ class Scheduler:
             else:
                 if not work.prompt.tokens:  # another server counted them, and says so at the end
                     self.metrics.began(part.prompt_tokens, part.cached_tokens)
-                self._left(ticket, part.reason, part.completion_tokens, now - ticket.first)
+                spent = now - ticket.first if ticket.first else 0.0
+                self._left(ticket, part.reason, part.completion_tokens, spent)
         _deliver(ticket, part)
 
     def _left(self, ticket: Ticket, end: str, tokens: int = 0, seconds: float = 0.0) -> None:
-        self.metrics.ended(end, tokens, seconds)
+        if not ticket.trial:
+            self.metrics.ended(end, tokens, seconds)
         with self._changed:
             self._line.leave("" if ticket.trial else ticket.request.user)
 
-    def _refuse(self) -> None:
-        for ticket in self._working.values():
-            _deliver(ticket, Failed(_stopping()))
+    def _refuse(self, error: EngineUnavailable) -> None:
+        """Tell everybody who is left that nothing more comes."""
         with self._changed:
-            for _, future in self._calls:
-                future.set_exception(_stopping())
+            tickets = [*self._working.values(), *self._line.clear()]
+            self._working.clear()
+            calls = list(self._calls)
+            self._calls.clear()
+        for ticket in tickets:
+            _deliver(ticket, Failed(error))
+        for _, future in calls:
+            future.set_exception(error)
 
 
 def _owner(request: Request) -> str:

@@ -220,7 +220,7 @@ def test_log_probabilities_of_a_given_text(backend: LlamaBackend) -> None:
     chat = begin(backend, "hello", logprobs=True, top_logprobs=2, max_tokens=6)
     made = [t for part in drain(backend)[chat] if isinstance(part, Piece) for t in part.logprobs]
     assert len(made) == 6
-    assert all(token.logprob == token.top[0][1] for token in made if token.top)
+    assert all(token.logprob == token.top[0].logprob for token in made if token.top)
     assert all(math.exp(token.logprob or 0) <= 1 for token in made)
 
 

@@ -96,6 +96,36 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     assert given.usage.completion_tokens == 0
 
 
+def test_tokens_that_are_parts_of_characters_keep_their_bytes(client: openai.OpenAI) -> None:
+    text = "Das Maß: 你好 🙂 and so on"
+    options: dict[str, Any] = {"model": "base", "prompt": text, "max_tokens": 2, "echo": True, "logprobs": 2}
+    whole = client.completions.create(**options)
+    noted = whole.choices[0].logprobs
+    assert noted is not None
+    names, offsets = list(noted.tokens or []), list(noted.text_offset or [])
+    parts = [name for name in names if name.startswith("bytes:")]
+    assert parts  # the tiny model has no token for these characters
+    assert "\ufffd" not in "".join(names)
+    for name, at in zip(names, offsets, strict=True):
+        if not name.startswith("bytes:"):
+            assert whole.choices[0].text[at : at + len(name)] == name
+    assert all(len(top) == 2 for top in (noted.top_logprobs or [])[1:])
+    streamed: list[int] = []
+    for chunk in client.completions.create(stream=True, **options):
+        if chunk.choices and chunk.choices[0].logprobs:
+            streamed += chunk.choices[0].logprobs.text_offset or []
+    assert streamed == offsets
+
+
+def test_every_error_has_the_shape_of_openai(client: openai.OpenAI, running: Engine) -> None:
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
+        reply = running.client.request(method, path)
+        assert reply.status_code == status
+        assert reply.json()["error"]["code"] == "unknown_url"
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.embeddings.create(model="base", input="x")
+
+
 def test_adapters_are_models(client: openai.OpenAI, running: Engine, tiny_model: TinyModel) -> None:
     with ThreadPoolExecutor(3) as pool:  # side by side
         names = ("base", "tiny-adapter-1", "tiny-adapter-2")

@@ -61,6 +61,13 @@ def test_no_parameter_leaves_its_range(options: dict[str, Any], kind: Literal["c
         (HELLO | {"stop": [""]}, "stop"),
         (HELLO | {"n": 2}, "n"),
         (HELLO | {"tools": [{}]}, "tools"),
+        (HELLO | {"tool_choice": "required"}, "tool_choice"),
+        (HELLO | {"function_call": {"name": "f"}}, "function_call"),
+        (HELLO | {"modalities": ["text", "audio"]}, "modalities"),
+        (HELLO | {"repetition_penalty": 9}, "repeat_penalty"),
+        (HELLO | {"model": "a\ud800"}, "model"),
+        (HELLO | {"user": "\udfff"}, "user"),
+        (HELLO | {"user": "a\nb"}, "user"),
         (HELLO | {"top_logprobs": 2}, "top_logprobs"),
         (HELLO | {"logprobs": 1}, "logprobs"),
         (HELLO | {"user": "x" * 300}, "user"),
@@ -74,6 +81,13 @@ def test_a_bad_request_names_its_parameter(body: Any, parameter: str | None) -> 
     with pytest.raises(BadRequest) as caught:
         parse("chat", body)
     assert caught.value.parameter == parameter
+
+
+def test_names_of_other_servers_are_understood() -> None:
+    body = {"messages": [{"role": "developer", "content": "x"}], "repetition_penalty": 1.5}
+    request = parse("chat", body | {"tool_choice": "none", "modalities": ["text"]})
+    assert request.messages[0]["role"] == "system"
+    assert request.sampling.repeat_penalty == 1.5
 
 
 def test_defaults_and_text_parts() -> None:

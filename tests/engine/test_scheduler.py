@@ -11,7 +11,7 @@ import pytest
 from core.errors import EngineBusy, EngineUnavailable
 from core.files import write_json
 from engine.admission import QUEUE_LIMIT, USER_LIMIT
-from engine.backend import Backend, Failed, Finished, Piece
+from engine.backend import Backend, Failed, Finished, Piece, Work
 from engine.requests import parse
 from engine.scheduler import Event, Queued, Scheduler, Started, Ticket
 from engine.scripted import ScriptedBackend
@@ -25,13 +25,15 @@ LINES = [
 class Client:
     """Collects a ticket's events."""
 
-    def __init__(self, scheduler: Scheduler, text: str, tokens: int = 200, **options: Any) -> None:
+    def __init__(
+        self, scheduler: Scheduler, text: str, tokens: int = 200, trial: str = "", **options: Any
+    ) -> None:
         self.events: list[Event] = []
         self.done = threading.Event()
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens} | options
         request = parse("chat", body)
         backend: Backend = scheduler._backend
-        self.ticket = Ticket(request, backend.prepare(request), self.take)
+        self.ticket = Ticket(request, backend.prepare(request), self.take, trial)
         scheduler.submit(self.ticket)
 
     def take(self, event: Event) -> None:
@@ -111,6 +113,39 @@ def test_users_take_turns_and_have_a_limit(scheduler: Scheduler) -> None:
     for client in (*greedy, modest, nameless):
         assert client.done.wait(20)
     assert Client(scheduler, "quick", user="greedy").done.wait(20)
+
+
+def test_a_fault_on_the_owner_thread_is_told_to_everybody(tmp_path: Path) -> None:
+    class Broken(ScriptedBackend):
+        def end(self, work: Work) -> Finished:
+            raise RuntimeError("a fault of ours")
+
+    write_json(tmp_path / "script.json", LINES)
+    scheduler = Scheduler(Broken(tmp_path / "script.json", slots=1), lambda _: None)
+    scheduler.start()
+    until(lambda: scheduler.state == "ready")
+    working = Client(scheduler, "slow")
+    until(lambda: bool(working.text))
+    waiting = Client(scheduler, "quick")
+    scheduler.cancel(working.ticket)
+    for client in (working, waiting):
+        assert client.done.wait(20)
+        assert isinstance(client.events[-1], Failed)
+    assert scheduler.join(5)
+    assert scheduler.state == "failed"
+    assert "a fault of ours" in scheduler.reason
+    with pytest.raises(EngineUnavailable):
+        Client(scheduler, "quick")
+    with pytest.raises(EngineUnavailable):
+        scheduler.call(lambda: 1).result(1)
+
+
+def test_self_tests_are_not_counted_as_requests(scheduler: Scheduler) -> None:
+    trial = Client(scheduler, "quick", trial="adapter")
+    assert trial.done.wait(20)
+    assert scheduler.served == 0
+    assert Client(scheduler, "quick").done.wait(20)
+    until(lambda: scheduler.served == 1)
 
 
 def test_several_replies_are_in_work_at_once(tmp_path: Path) -> None:

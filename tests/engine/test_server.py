@@ -14,13 +14,17 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from core.adapters import AdapterRegistry
 from core.db import Database
-from core.settings import PROJECT, Settings, child_environment
+from core.files import write_json
+from core.settings import PROJECT, Settings, child_environment, load_settings
 from engine.admission import QUEUE_LIMIT
+from engine.api import Api
 from engine.requests import MAX_BODY_BYTES
 from engine.scripted import SLOTS
+from engine.server import make_stage
 from tests.engine.serving import Engine, engine, free_port, scripted
 from tests.tiny import TinyModel, register_adapter
 
@@ -40,6 +44,25 @@ def test_a_chat_completion_has_openai_s_shape(tiny_engine: Engine, tiny_model: T
     usage = body["usage"]
     assert usage["completion_tokens"] == 5
     assert usage["total_tokens"] == usage["prompt_tokens"] + 5
+
+
+def test_a_fault_of_ours_has_openai_s_shape_and_says_nothing_of_the_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "script.json", [])
+    stage = make_stage(load_settings({}, data_dir=str(tmp_path)), tmp_path / "script.json")
+
+    def broken() -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(stage, "adapters", broken)
+    client = TestClient(Api(stage, "key").app, raise_server_exceptions=False)
+    reply = client.get("/adapters", headers={"Authorization": "Bearer key"})
+    assert reply.status_code == 500
+    assert reply.json()["error"]["code"] == "model_error"
+    assert "secret" not in reply.text
+    stage.scheduler.start()  # so that it can be stopped
+    stage.close()
 
 
 def test_a_stream_says_the_same(tiny_engine: Engine) -> None:
