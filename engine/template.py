@@ -37,11 +37,9 @@ def render(template: str, messages: Sequence[Message], bos: str = "") -> list[Se
     masked = [
         {"role": message["role"], "content": f"{mark}{number}\x00"} for number, message in enumerate(messages)
     ]
-    from jinja2 import TemplateError
-
     try:
         text = compiled(template).render(messages=masked, bos_token=bos, add_generation_prompt=True)
-    except TemplateError as error:
+    except Exception as error:  # an expression in a template can raise anything
         raise ModelError(
             f"The chat template cannot be rendered: {error}.", "Mend it in the catalog."
         ) from error

@@ -22,6 +22,11 @@ from core.files import owner_lock, sha256_of, write_json
 from finetune.converter import LLAMA3_SPLIT, declare_no_bos, hf_to_gguf, lora_to_gguf, probe_strings
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# the control tokens of all the families whose templates are pinned
+OF_ALL_FAMILIES = (
+    *SPECIALS, "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>", "</s>",
+    "[INST]", "[/INST]", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>",
+)  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -51,13 +56,14 @@ class TinyModel:
         return folder
 
 
-def tiny_model(hidden: int = HIDDEN) -> TinyModel:
+def tiny_model(hidden: int = HIDDEN, specials: tuple[str, ...] = SPECIALS) -> TinyModel:
     """The tiny model with this hidden size (another size makes adapters that do not fit)."""
     root = _root()
-    model = TinyModel(root / f"hf-{hidden}", root / f"tiny-{hidden}.gguf")
+    name = f"{hidden}" if specials == SPECIALS else f"{hidden}-{len(specials)}-specials"
+    model = TinyModel(root / f"hf-{name}", root / f"tiny-{name}.gguf")
     with owner_lock(root / "lock", "the tiny model", wait=True):
         if not model.gguf.exists():
-            write_model(model.folder, hidden)
+            write_model(model.folder, hidden, specials)
             hf_to_gguf(model.folder, model.gguf)
     return model
 
@@ -80,7 +86,7 @@ def register_adapter(
     return adapter
 
 
-def write_model(folder: Path, hidden: int) -> None:
+def write_model(folder: Path, hidden: int, specials: tuple[str, ...] = SPECIALS) -> None:
     """Write config, tokenizer and random weights of a Llama as transformers saves them."""
     from safetensors.numpy import save_file
 
@@ -105,7 +111,7 @@ def write_model(folder: Path, hidden: int) -> None:
         "torch_dtype": "float32",
     }
     write_json(folder / "config.json", config)
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, specials)
     save_file(_weights(hidden), folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -146,7 +152,7 @@ def _root() -> Path:
     return root
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, specials: tuple[str, ...]) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -159,7 +165,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )

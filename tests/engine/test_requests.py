@@ -19,11 +19,12 @@ KEYS = st.sampled_from(
         "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n",
         "frequency_penalty", "presence_penalty", "repeat_penalty", "n_discard", "n_keep", "mirostat",
         "logprobs", "top_logprobs", "echo", "best_of", "user", "prompt_cache_key", "safety_identifier",
+        "repetition_penalty", "tool_choice", "function_call", "modalities", "model", "stream",
     ]
 )  # fmt: skip
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=10_000, deadline=None)
 @given(st.dictionaries(KEYS, JUNK, max_size=6), st.sampled_from(["chat", "text"]))
 def test_no_parameter_leaves_its_range(options: dict[str, Any], kind: Literal["chat", "text"]) -> None:
     try:

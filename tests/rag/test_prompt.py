@@ -97,7 +97,7 @@ def test_a_question_too_long_is_refused_not_cut() -> None:
     assert build("why " * 400, [LEAVING], LARGE)
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(st.integers(1, 700), st.lists(st.integers(1, 60), max_size=10), st.integers(40, 1200))
 def test_the_question_is_whole_and_the_room_is_kept(asked: int, sizes: list[int], room: int) -> None:
     passages = [passage("Some words stand here. " * size) for size in sizes]
