@@ -16,7 +16,7 @@ from math import log
 from core.types import Passage, Unit
 from rag.chunks import units
 from rag.citations import Likelihood, Similarity, headed, line_of
-from rag.words import content, overlap, rarity
+from rag.words import asks, content, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
@@ -34,6 +34,7 @@ def focus(
 ) -> list[Passage]:
     """The passages with the `most` best units as their `units` (numbered 0: the prompt numbers them).
 
+    A unit that asks something is left out, since it fits the question better than any answer does.
     `answers` reads the READ best by words and `similarity` once more, and its opinion counts most; the score
     `answers` of a passage is then the best probability among its units. Passages without a kept unit are left
     out; the rest, and the units in them, stand best first.
@@ -72,7 +73,8 @@ def log_odds(probability: float) -> float:
 
 def _units(passage: Passage) -> list[Unit]:
     start = passage.start
-    return [Unit(0, passage.text[a:b], start + a, start + b) for a, b in units(passage.text)]
+    found = [Unit(0, passage.text[a:b], start + a, start + b) for a, b in units(passage.text)]
+    return [unit for unit in found if not asks(unit.text)]
 
 
 def _scores(

@@ -122,3 +122,8 @@ def token_estimate(text: str) -> int:
     return sum(
         [1 + (len(piece) - 1) // 4 if piece.isascii() else len(piece.encode("utf-8")) for piece in pieces]
     )
+
+
+def asks(text: str) -> bool:
+    """Whether a unit of text is a question, such as those of an FAQ."""
+    return text.rstrip(" \t\n\"'”’»)*_").endswith(("?", "？", "؟"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from core.catalog import BUILTIN
-from core.types import Passage
+from core.types import Passage, Unit
+from rag.chunks import units
+from rag.citations import line_of, quote
 from rag.focus import focus
 from rag.prompt import build
 
@@ -49,6 +52,23 @@ def test_the_prompt_numbers_only_what_was_kept() -> None:
     numbers = [unit.number for p in prompt.passages for unit in p.units]
     assert numbers == [1, 2]
     assert "[3]" not in prompt.messages[-1]["content"]
+
+
+def test_questions_are_no_answers_and_lend_their_words_to_the_line_behind_them() -> None:
+    faq = passage(
+        "How do I reset my password? Use the link on the page for signing in."
+        " Is the office open on Sundays? No. Everybody is free then.",
+        "FAQ",
+    )
+    found = focus("How do I reset my password?", [faq], 4)
+    texts = [unit.text for unit in found[0].units]
+    assert texts[0] == "Use the link on the page for signing in."
+    assert not any("?" in text for text in texts)
+    whole = [Unit(n, faq.text[a:b], faq.start + a, faq.start + b) for n, (a, b) in enumerate(units(faq.text))]
+    quoted = quote("How do I reset my password?", [replace(faq, units=tuple(whole))])
+    assert quoted is not None
+    assert quoted.units[0].text == texts[0]
+    assert line_of(faq, found[0].units[0]).endswith(f"How do I reset my password? {texts[0]}")
 
 
 def test_nothing_in_nothing_out() -> None:
