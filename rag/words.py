@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from math import log
+from pathlib import PurePath
 
 STEMS = 20_000  # that are kept, some 3 MB: the words of what is searched come again and again
 
@@ -122,3 +123,12 @@ def token_estimate(text: str) -> int:
     return sum(
         [1 + (len(piece) - 1) // 4 if piece.isascii() else len(piece.encode("utf-8")) for piece in pieces]
     )
+
+
+def display_name(name: str) -> str:
+    """A file name as display text: no folders, no controls or direction marks, at most 200 characters."""
+    base = one_line(PurePath(name.replace("\\", "/")).name)
+    if len(base) <= 200:
+        return base or "untitled"
+    ending = PurePath(base).suffix[:12]
+    return base[: 200 - len(ending)] + ending
