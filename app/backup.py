@@ -52,7 +52,8 @@ from rag.queue import Queue
 AT_ONCE = 100  # files opened under the write lock
 ROUNDS = 50  # of copying what came meanwhile; each is shorter than the one before
 SPARE = 64 << 20  # bytes left free
-_WORK = ("work", "judges")  # folders of an embedder in the making, see finetune/embedder.py
+VERDICT = "verdict.json"  # an embedder has it when its training came to an end, see finetune/embedder.py
+_WORK = ("work", "judges")  # folders that only the training needs
 _NAME = re.compile(r"understudy-\d{8}-\d{6}")
 
 
@@ -64,14 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         " everything runs. Models, the search index and training checkpoints are left out: they can be had"
         " again. `understudy restore` puts a backup back.",
     )
-    parser.add_argument(
-        "target", type=Path, metavar="TARGET", help="the folder to make; with --keep, of backups"
-    )
+    parser.add_argument("target", type=Path, metavar="TARGET", help="the folder to make")
     parser.add_argument(
         "--keep",
         type=int,
         metavar="N",
-        help="make a dated folder in TARGET, then remove all but the newest N",
+        help="make a dated one in TARGET, and keep only the newest N there",
     )
     options = parser.parse_args(argv)
     if options.keep is not None and options.keep < 1:
@@ -84,17 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     tell = Terminal()
     try:
         manifest = backup(settings, target, tell)
-        removed = rotate(target.parent, options.keep) if options.keep is not None else []
+        tell.say(f"{target}: {manifest}.")
+        if manifest.lacking:
+            tell.say(
+                f"warning: the data folder itself lacks {len(manifest.lacking)} files that the database names,"
+                f" such as {manifest.lacking[0]}."
+            )
+        for path in rotate(target.parent, options.keep) if options.keep is not None else ():
+            tell.say(f"Removed {path}.")
     finally:
         tell.clear()
-    print(f"{target}: {manifest}.")
-    if manifest.lacking:
-        print(
-            f"warning: the data folder itself lacks {len(manifest.lacking)} files that its database names,"
-            f" such as {manifest.lacking[0]}."
-        )
-    for path in removed:
-        print(f"Removed {path}.")
     return 0
 
 
@@ -161,32 +159,33 @@ def _files(
     for name in set(files).difference(names):  # deleted while the others were copied: gone is gone
         (folder / name).unlink()
         del files[name]
-    return files, sorted(name for name, source in opened.items() if source is None)
+    return files, sorted(name for name, source in opened.items() if source is None and names[name])
 
 
-def named(settings: Settings, database: Database) -> list[str]:
-    """The files below the data folder that belong into a backup of `database`, present or not."""
-    data = settings.data_dir
-    names = [f"documents/{i}" for i in DocumentStore(database, settings).ids()]
-    names += [f"queue/{i}" for i in Queue(database, DocumentStore(database, settings), settings).kept()]
-    for adapter in AdapterRegistry(database, data / "adapters").all():
-        names += [f"adapters/{adapter.id}/{name}" for name in (CARD, GGUF)]
-        names += _below(data, f"adapters/{adapter.id}")
-    for card in FeedbackStore(database).datasets():
-        names += [f"datasets/{card['version']}/{CARD}", *_below(data, f"datasets/{card['version']}")]
-    embedders = Embedders(settings, database)
-    for embedder in {embedders.serving_id(), embedders.before()} - {"", EMBEDDING}:
-        names += [f"embedders/{embedder}/{name}" for name in (CARD, WEIGHTS)]
-    names += _below(data, "embedders", skip=_WORK)
-    names += [name for name in _below(data, "runs") if name.endswith("/report.md")]
-    names += [name for top in own_records(settings) if top != "runs" for name in _below(data, top)]
-    return list(dict.fromkeys(names))
+def named(settings: Settings, database: Database) -> dict[str, bool]:
+    """The files below the data folder that belong into a backup of `database`; true for those it needs."""
+    data, embedders = settings.data_dir, Embedders(settings, database)
+    serving = {embedders.serving_id(), embedders.before()} - {"", EMBEDDING}
+    adapters = {f"adapters/{one.id}" for one in AdapterRegistry(database, data / "adapters").all()}
+    datasets = {f"datasets/{card['version']}" for card in FeedbackStore(database).datasets()}
+    judged = {path.parent.name for path in (data / "embedders").glob(f"*/{VERDICT}")}
+    there = [name for folder in adapters | datasets for name in _below(data, folder)]
+    there += [name for one in judged | serving for name in _below(data, f"embedders/{one}")]
+    there += [name for name in _below(data, "runs") if name.endswith("/report.md")]
+    there += [name for top in own_records(settings) if top != "runs" for name in _below(data, top)]
+    documents = DocumentStore(database, settings)
+    needed = [f"documents/{one}" for one in documents.ids()]
+    needed += [f"queue/{one}" for one in Queue(database, documents, settings).kept()]
+    needed += [f"{folder}/{CARD}" for folder in adapters | datasets]
+    needed += [f"{folder}/{GGUF}" for folder in adapters]
+    needed += [f"embedders/{one}/{name}" for one in serving for name in (CARD, WEIGHTS)]
+    return dict.fromkeys(there, False) | dict.fromkeys(needed, True)
 
 
-def _below(data: Path, top: str, skip: Sequence[str] = ()) -> Iterator[str]:
+def _below(data: Path, top: str) -> Iterator[str]:
     """The names of the complete files below one folder of the data folder."""
     for parent, folders, names in os.walk(data / top):
-        folders[:] = [name for name in folders if name not in skip and not name.endswith(".partial")]
+        folders[:] = [name for name in folders if name not in _WORK and not name.endswith(".partial")]
         for name in names:
             path = Path(parent) / name
             if path.is_file() and path.suffix != ".partial":
@@ -235,7 +234,7 @@ def building(target: Path) -> Iterator[Path]:
             fsync_dir(target.parent)
     except OSError as error:
         raise StorageError(
-            f"Could not write {target}: {error.strerror or error}.",
+            f"The backup {target} could not be written: {error}.",
             "Free some space or check the folder's permissions, then try again.",
         ) from error
 
@@ -264,12 +263,17 @@ def _claimed(partial: Path) -> Iterator[None]:
 
 def rotate(folder: Path, keep: int) -> list[Path]:
     """Remove the dated backups in `folder` but the newest `keep`, and what killed ones left; returns them."""
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    old = [path for path in found if (path / MANIFEST).is_file()][:-keep]
-    for path in old:  # never half a backup under the name of a whole one
-        path.rename(path.with_name(f"{path.name}.partial"))
-    for path in folder.glob("understudy-*.partial"):
-        if _NAME.fullmatch(path.stem):
-            with suppress(ConflictError, StorageError), _claimed(path):
-                path.rmdir()
+    try:
+        found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+        old = [path for path in found if (path / MANIFEST).is_file()][:-keep]
+        for path in old:  # never half a backup under the name of a whole one
+            path.rename(path.with_name(f"{path.name}.partial"))
+        for path in folder.glob("understudy-*.partial"):
+            if _NAME.fullmatch(path.stem):
+                with suppress(ConflictError), _claimed(path):
+                    path.rmdir()
+    except OSError as error:
+        raise StorageError(
+            f"An old backup in {folder} cannot be removed: {error}.", "The new one is complete."
+        ) from error
     return old

@@ -226,6 +226,11 @@ class Terminal:
         begin, end = ("\r\033[K", "") if self._live else ("", "\n")
         print(f"{begin}{what}: {done:.0%}", end=end, file=sys.stderr, flush=True)
 
+    def say(self, sentence: str) -> None:
+        """Print a result on standard output."""
+        self.clear()
+        print(sentence, flush=True)
+
     def clear(self) -> None:
         """Leave the terminal's line empty."""
         if self._live:

@@ -1,10 +1,10 @@
 """`understudy restore`: a backup checked whole, then put in the place of the data folder's state.
 
-    verify → stage → link the old state aside → files → the database, by one rename → what only the old one had
+    verify → stage → link the old state aside → add files → the database, by one rename → remove files
 
 Until that rename the old database is in force, and all its files are there: what is put in place before only
-adds files, since a name in the folders of `KEPT` stands for the same bytes for ever. After it the new database
-is in force, with all its files. So a restore that is killed leaves one of the two whole, and can be repeated.
+adds files, since a name in the folders of `KEPT` stands for the same bytes for ever. After it the new one is
+in force, with all its files. So a restore that is killed leaves one of the two whole, and can be repeated.
 Models, samples, the engine's key and the logs stay; the vector index is built anew from the database.
 """
 
@@ -15,13 +15,12 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from app.manifest import (
     DATABASE,
-    FOLDERS,
     KEPT,
     Manifest,
     Tell,
@@ -64,23 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         manifest = verify(source, tell)
         if options.verify:
-            tell.clear()
-            print(f"The backup is sound: {manifest}.")
+            tell.say(f"The backup is sound: {manifest}.")
             return 0
         settings = load_settings()
         aside = restore(settings, source, manifest, tell)
+        tell.say(f"Restored {source}: {manifest}.")
+        if aside is not None:
+            tell.say(f"What was there before is in {aside}.")
         status = rebuild(settings, tell)
+        tell.say("The vector index was built anew." if status.usable else f"Search: {status.reason}")
     finally:
         tell.clear()
-    print(f"Restored {source}: {manifest}.")
-    if aside is not None:
-        print(f"What was there before is in {aside}.")
-    print("The vector index was built anew." if status.usable else f"Vector index: {status.reason}")
     return 0
 
 
 def restore(settings: Settings, source: Path, manifest: Manifest, tell: Tell) -> Path | None:
-    """Put a verified backup in place; returns the folder with what was there before, None if there was nothing.
+    """Put a verified backup in place; returns the folder with what was there before, if anything was.
 
     Raises ConflictError when something runs on the data folder, StorageError when the disk is too small or a
     file of the backup changed since it was verified; the state is then as it was.
@@ -100,7 +98,8 @@ def restore(settings: Settings, source: Path, manifest: Manifest, tell: Tell) ->
             require_space(data, manifest.bytes + SPARE)
             _stage(settings, source, manifest, tell)
             aside = _link_aside(data, tell)
-            _put(settings, manifest, aside)
+            with _to_the_end():
+                _put(settings, manifest, aside)
         except OSError as error:
             raise StorageError(
                 f"Could not write {error.filename or data}: {error.strerror or error}.",
@@ -185,9 +184,11 @@ def _put(settings: Settings, manifest: Manifest, aside: Path | None) -> None:
     (data / STAGE / DATABASE).replace(data / DATABASE)  # the moment
     fsync_dir(data)
     for top in KEPT:
-        for name in _below(data, top):
+        for name in list(_below(data, top)):
             if name not in manifest.files:
                 (data / name).unlink()
+                with suppress(OSError):  # not empty yet
+                    os.removedirs((data / name).parent)
     for top in (INDEX, *own_records(settings)):
         if (data / top).exists():
             if aside is None:
@@ -196,6 +197,16 @@ def _put(settings: Settings, manifest: Manifest, aside: Path | None) -> None:
                 (data / top).rename(aside / top)
     for name in (name for name in manifest.files if name.split("/")[0] in own_records(settings)):
         _move(data, name)
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: the block takes moments and had better not be done by half."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _move(data: Path, name: str) -> None:

@@ -63,7 +63,7 @@ class Database:
             self.close()
             raise StorageError(
                 f"The database {path} cannot be used: {error}.",
-                "Restore it from a backup; it was left as it is.",
+                "Restore a backup with `understudy restore`; this file was left as it is.",
             ) from error
         except StorageError:
             self.close()
