@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell.say(f"{target}: {manifest}.")
         if manifest.lacking:
             tell.say(
-                f"warning: the data folder itself lacks {len(manifest.lacking)} files that the database names,"
+                f"warning: the data folder lacks {len(manifest.lacking)} files that its database names,"
                 f" such as {manifest.lacking[0]}."
             )
         for path in rotate(target.parent, options.keep) if options.keep is not None else ():
