@@ -161,7 +161,10 @@ def verify(folder: Path, tell: Tell) -> Manifest:
     except OSError as error:
         raise StorageError(f"The backup {folder} cannot be read: {error}.", NEXT) from error
     tell("Checking the database", 0)
-    schema = schema_of(place(folder, DATABASE))
+    try:
+        schema = schema_of(place(folder, DATABASE))
+    except StorageError as error:
+        raise StorageError(error.message, NEXT) from error
     if schema != manifest.schema:
         raise StorageError(
             f"The database in {folder} has the schema {schema}, its manifest says {manifest.schema}.", NEXT

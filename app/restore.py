@@ -17,6 +17,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 
 from app.manifest import (
@@ -33,7 +34,7 @@ from app.manifest import (
     verify,
 )
 from core.db import Database, alone, audit
-from core.errors import ConflictError, StorageError
+from core.errors import StorageError
 from core.files import fsync_dir, make_folder, owner_lock, require_space
 from core.settings import Settings, load_settings, quiet_environment
 from rag.index import Index, IndexStatus
@@ -151,9 +152,9 @@ def _link_aside(data: Path, tell: Tell) -> Path | None:
     olds += [path.name for path in data.glob(f"{DATABASE}*") if path.name in _DATABASE_FILES]
     if not olds:
         return None
-    aside = data / f"{ASIDE}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if aside.exists():
-        raise ConflictError(f"{aside} is there already.", "Try again in a second.")
+    stem = f"{ASIDE}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    aside = next(data / name for name in names if not (data / name).exists())
     partial = aside.with_name(f"{aside.name}.partial")
     partial.mkdir(mode=0o700)
     for number, name in enumerate(olds):

@@ -65,7 +65,9 @@ def fill(house: Installation, reader: Reader | None = None) -> None:
         for number in range(4):
             text = f"# Document {number}\n\nIt holds the word w{number}.\n"
             documents.add(f"{number}.md", text.encode(), "upload", reading)
-        documents.add("hers.md", b"# Hers\n\nFor Anna alone.\n", "upload", reading, Access("api:anna"))
+        documents.add(
+            "hers.md", b"# Hers\n\nFor Anna alone.\n", "upload", reading, Access("api:anna", "owner")
+        )
     house.ingestor.process_pending()
     house.ingestor.queue.put("waiting.md", b"# Waiting\n\nNot read yet.\n")
     cancelled = house.ingestor.queue.put("cancelled.md", b"# Cancelled\n\nNot wanted.\n")
@@ -112,7 +114,9 @@ def rows(database: Path) -> dict[str, list[str]]:
             row[0]
             for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         ]
-        found = {table: [repr(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in tables}
+        found = {
+            table: [repr(row) for row in connection.execute(f"SELECT * FROM {table}")] for table in tables
+        }
     found["meta"] = sorted(row for row in found["meta"] if not row.startswith("('index_"))
     found["audit"] = [row for row in found["audit"] if "'restore'" not in row]
     found.pop("sqlite_sequence")

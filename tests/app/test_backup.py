@@ -50,7 +50,7 @@ def test_everything_that_cannot_be_made_again_is_in_it(house: Installation, tmp_
 
 
 def test_it_is_of_one_moment(house: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents come and go in the midst of it: at first while the bulk is copied, then after the snapshot."""
+    """Documents come and go in the midst of it: while the bulk is copied, and after the snapshot."""
     monkeypatch.setattr(app.backup, "AT_ONCE", 3)
     store, said = house.ingestor.documents, []
     gone_early, gone_late = sorted(store.ids())[:2]
