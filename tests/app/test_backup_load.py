@@ -125,7 +125,7 @@ def under_load(folder: Path, backups: int) -> None:
         heard(pipes, said, 60.0)
         settings = load_settings({}, data_dir=str(folder / "data"))
         for number in range(backups):
-            time.sleep(draw.uniform(0.0, 0.3))
+            time.sleep(draw.uniform(0.0, 0.2))
             heard(pipes, said)
             before.append({kind: set(ids) for kind, ids in said.items()})
             backup(settings, folder / str(number), quiet)
