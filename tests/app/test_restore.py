@@ -22,6 +22,7 @@ from core.schema import MIGRATIONS
 from core.settings import PROJECT, load_settings
 from rag.reader import Reader
 from tests.app.backups import add_adapter, files, fill, installed, quiet, rows, wrong
+from tests.app.site import Site
 from tests.rag.test_kill import HashedVectors, problems
 
 
@@ -244,6 +245,27 @@ def test_a_product_at_work_is_not_disturbed(copied: Path, data: Path) -> None:
     open_one.close()
     assert rows(data / "understudy.db") == was
     assert not list(data.glob("*restore*"))
+
+
+def test_a_running_installation(running: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`understudy serve` is backed up while it runs, and not restored."""
+    environment = {**os.environ, "UNDERSTUDY_DATA_DIR": str(running.data_dir)}
+
+    def understudy(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "app.commands", *arguments]
+        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+
+    done = understudy("backup", str(tmp_path / "b"))
+    assert (done.returncode, done.stdout.count("files")) == (0, 1), done.stderr
+    assert understudy("restore", str(tmp_path / "b"), "--verify").returncode == 0
+    done = understudy("restore", str(tmp_path / "b"))
+    assert done.returncode == 3
+    assert f"is already in use by process {running.process.pid}" in done.stderr
+    monkeypatch.setattr(app.restore, "LOCKS", ())  # even then its processes have the database open
+    manifest = verify(tmp_path / "b", quiet)
+    with pytest.raises(ConflictError, match="cannot be held"):
+        restore(load_settings({}, data_dir=str(running.data_dir)), tmp_path / "b", manifest, quiet)
+    assert not list(running.data_dir.glob("*restore*"))
 
 
 def test_too_small_a_disk(copied: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

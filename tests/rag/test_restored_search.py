@@ -11,14 +11,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from app.backup import backup
 from app.manifest import verify
 from app.restore import rebuild, restore
 from core.catalog import BUILTIN
 from core.db import Database
-from core.errors import ConflictError
 from core.settings import Settings
 from core.types import Answer
 from feedback.review import Review
@@ -102,18 +99,3 @@ def test_answers_are_as_before(
             assert FeedbackStore(restored).find_correction(QUESTIONS[1], "bob")
             assert FeedbackStore(restored).counts()["down"] == 1
             assert Embedders(one, restored).in_service().id == tuned
-
-
-def test_a_running_engine_keeps_its_data_folder(
-    settings: Settings, database: Database, tmp_path: Path
-) -> None:
-    """It has the database open even where no supervisor holds a lock."""
-    (tmp_path / "script.json").write_text("[]")
-    backup(settings, tmp_path / "b", quiet)
-    database.close()
-    with (
-        engine_client(settings, scripted=tmp_path / "script.json"),
-        pytest.raises(ConflictError, match="Stop `understudy serve`"),
-    ):
-        restore(settings, tmp_path / "b", verify(tmp_path / "b", quiet), quiet)
-    restore(settings, tmp_path / "b", verify(tmp_path / "b", quiet), quiet)
