@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 import app.backup
 from app.backup import backup, main, rotate
-from app.manifest import verify
+from app.manifest import Stored, verify
+from core.db import Database
 from core.errors import ConflictError, NotFoundError, SettingsError, StorageError
 from core.settings import Settings
 from rag.documents import DocumentStore
@@ -81,25 +84,31 @@ def test_it_is_of_one_moment(house: Installation, tmp_path: Path, monkeypatch: p
     assert sum(name.startswith("queue/") for name in manifest.files) == 2
 
 
-def test_bytes_that_are_removed_once_the_snapshot_stands_are_copied_still(
+def test_nothing_is_removed_between_the_names_and_the_opening(
     house: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All files are opened under the write lock; then one goes before it is copied."""
-    victim = sorted(house.ingestor.documents.ids())[0]
-    copies: list[str] = []
-    original = app.backup._copy
+    """Somebody deletes as soon as the names are known: he waits until the files are open, not longer."""
+    victim = min(house.ingestor.documents.ids())
+    other = threading.Thread(target=house.ingestor.documents.delete, args=(victim,))
+    original_named, original_copy = app.backup.named, app.backup._copy
 
-    def late(source: object, target: Path) -> object:
-        if not copies:
-            house.ingestor.documents.delete(victim)
-        copies.append(target.name)
-        return original(source, target)  # type: ignore[arg-type]
+    def named(settings: Settings, database: Database) -> dict[str, bool]:
+        names = original_named(settings, database)
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()  # it waits
+        return names
 
-    monkeypatch.setattr(app.backup, "_copy", late)
+    def copy(source: BinaryIO, target: Path) -> Stored:
+        other.join(10)
+        assert not (house.data / "documents" / victim).exists()  # and then it need not
+        return original_copy(source, target)
+
+    monkeypatch.setattr(app.backup, "named", named)
+    monkeypatch.setattr(app.backup, "_copy", copy)
     manifest = backup(house.settings, tmp_path / "b", quiet)
-    assert victim in copies
+    assert f"documents/{victim}" in manifest.files
     assert manifest.lacking == wrong(tmp_path / "b") == []
-    assert not (house.data / "documents" / victim).exists()
 
 
 def test_what_the_data_folder_lost_already_is_told(house: Installation, tmp_path: Path) -> None:
