@@ -100,9 +100,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(
             str(found["version"]), int(found["schema"]), int(found["created_at"]),
-            {name: _stored(entry) for name, entry in found["files"].items()}, list(found["lacking"]),
+            {name: _stored(entry) for name, entry in found["files"].items()},
+            [str(name) for name in found["lacking"]],
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        str(manifest)  # its date is one
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StorageError(f"{folder / MANIFEST} is damaged: {error!r}.", NEXT) from error
     for name in manifest.files:
         _parts(name)

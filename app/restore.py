@@ -16,13 +16,16 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 
+from app.backup import named
 from app.manifest import (
     DATABASE,
     KEPT,
+    NEXT,
     Manifest,
     Tell,
     Terminal,
@@ -44,6 +47,7 @@ STAGE = "restore.partial"
 ASIDE = "before-restore"
 LOCKS = ("serve.lock", "worker.lock", "ingest.lock", "crawl.lock", "retrain.lock")
 INDEX = "index"
+_DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
 SPARE = 64 << 20  # bytes left free
 
 
@@ -98,7 +102,7 @@ def restore(settings: Settings, source: Path, manifest: Manifest, tell: Tell) ->
         try:
             require_space(data, manifest.bytes + SPARE)
             _stage(settings, source, manifest, tell)
-            aside = _link_aside(data, tell)
+            aside = _link_aside(settings, tell)
             with _to_the_end():
                 _put(settings, manifest, aside)
         except OSError as error:
@@ -134,6 +138,15 @@ def _stage(settings: Settings, source: Path, manifest: Manifest, tell: Tell) -> 
         done += stored.bytes
     database = Database(stage / DATABASE)
     try:
+        needed = {
+            name
+            for name, is_needed in named(replace(settings, data_dir=stage), database).items()
+            if is_needed
+        }
+        if absent := needed.difference(manifest.files, manifest.lacking):
+            raise StorageError(
+                f"The database in {source} names {min(absent)}, which the backup does not hold.", NEXT
+            )
         with database.write() as connection:
             # whatever index is found here is another database's
             put_notes(connection, {"index_generation": "0", "index_state": "", "index_version": ""})
@@ -143,14 +156,15 @@ def _stage(settings: Settings, source: Path, manifest: Manifest, tell: Tell) -> 
     sync_folders(stage)
 
 
-def _link_aside(data: Path, tell: Tell) -> Path | None:
-    """A folder of links to all files of the old state that will be removed or replaced, where there is any.
+def _link_aside(settings: Settings, tell: Tell) -> Path | None:
+    """A folder for the old state, where there is one: links to what must stay in its place until the end.
 
     They can be shared: files of these folders are replaced by renaming, never written into.
     """
+    data = settings.data_dir
     olds = [name for top in KEPT for name in _below(data, top)]
-    olds += [path.name for path in data.glob(f"{DATABASE}*") if path.name in _DATABASE_FILES]
-    if not olds:
+    olds += [name for name in _DATABASE_FILES if (data / name).exists()]
+    if not olds and not any((data / top).exists() for top in _moved(settings)):
         return None
     stem = f"{ASIDE}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
@@ -170,7 +184,9 @@ def _link_aside(data: Path, tell: Tell) -> Path | None:
     return aside
 
 
-_DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
+def _moved(settings: Settings) -> list[str]:
+    """The folders that are moved aside as a whole."""
+    return [INDEX, *own_records(settings)]
 
 
 def _put(settings: Settings, manifest: Manifest, aside: Path | None) -> None:
@@ -190,12 +206,9 @@ def _put(settings: Settings, manifest: Manifest, aside: Path | None) -> None:
                 (data / name).unlink()
                 with suppress(OSError):  # not empty yet
                     os.removedirs((data / name).parent)
-    for top in (INDEX, *own_records(settings)):
-        if (data / top).exists():
-            if aside is None:
-                shutil.rmtree(data / top)
-            else:
-                (data / top).rename(aside / top)
+    for top in _moved(settings):
+        if aside is not None and (data / top).exists():
+            (data / top).rename(aside / top)
     for name in (name for name in manifest.files if name.split("/")[0] in own_records(settings)):
         _move(data, name)
 

@@ -101,6 +101,16 @@ def test_into_an_empty_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list((copied / "new" / "data").glob("before-restore-*"))
 
 
+def test_what_an_operator_prepared_is_kept(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without a database may hold his questions already."""
+    monkeypatch.setenv("UNDERSTUDY_DATA_DIR", str(copied / "new"))
+    (copied / "new" / "eval").mkdir(parents=True)
+    (copied / "new" / "eval" / "golden.jsonl").write_text("his own")
+    assert main([str(copied / "b")]) == 0
+    [aside] = (copied / "new").glob("before-restore-*")
+    assert (aside / "eval" / "golden.jsonl").read_text() == "his own"
+
+
 def test_verify_changes_nothing(copied: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (copied / "b").rglob("*"):
         path.chmod(0o500 if path.is_dir() else 0o400)  # as on a medium that cannot be written
@@ -185,6 +195,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a foreign manifest": (lambda b: (b / MANIFEST).write_text("{}"), "not the manifest of a backup"),
     "half a manifest": (edit(lambda found: found.pop("files")), "manifest.json is damaged"),
     "files that are none": (edit(lambda found: found.update(files=[1])), "manifest.json is damaged"),
+    "a date that is none": (edit(lambda found: found.update(created_at=10**30)), "manifest.json is damaged"),
     "a later format": (edit(lambda found: found.update(format=2)), "has the format 2"),
     "a later schema": (edit(lambda found: found.update(schema=len(MIGRATIONS) + 1)), "another version"),
     "a wrong schema": (edit(lambda found: found.update(schema=1)), "its manifest says 1"),
@@ -230,6 +241,15 @@ def test_a_file_that_changes_after_it_was_verified(copied: Path, data: Path) -> 
     was = rows(data / "understudy.db")
     with pytest.raises(StorageError, match="is damaged"):
         restore(settings, copied / "b", manifest, quiet)
+    assert rows(data / "understudy.db") == was
+    assert not list(data.glob("*restore*"))
+
+
+def test_a_manifest_that_leaves_something_out(copied: Path, data: Path) -> None:
+    was = rows(data / "understudy.db")
+    edit(lambda found: found["files"].pop(f"documents/{document(copied / 'b').name}"))(copied / "b")  # type: ignore[attr-defined]
+    with pytest.raises(StorageError, match="which the backup does not hold"):
+        main([str(copied / "b")])
     assert rows(data / "understudy.db") == was
     assert not list(data.glob("*restore*"))
 

@@ -32,9 +32,7 @@ from rag.reader import Reader
 from rag.reindex import reindex
 from rag.retrieve import Retriever
 from tests.rag.conftest import HANDBOOK
-from tests.rag.test_reindex import CANTEEN, other, tell, tuned
-
-__all__ = ["other", "tuned"]  # fixtures
+from tests.rag.test_reindex import CANTEEN, tell
 
 SCRIPT = [
     {"match": "notice period", "reply": "[1] The notice period is 14 days for apprentices."},
@@ -91,11 +89,10 @@ def test_answers_are_as_before(
     shutil.rmtree(settings.data_dir / "embedders")
     index.close()
     database.close()
-    for one in (settings, replace(settings, data_dir=tmp_path / "another machine")):
-        restore(one, tmp_path / "b", verify(tmp_path / "b", quiet), quiet)
-        assert rebuild(one, quiet).usable
-        assert answers(one, script, ingestor.embedder) == before
-        with closing(Database(one.database)) as restored:
-            assert FeedbackStore(restored).find_correction(QUESTIONS[1], "bob")
-            assert FeedbackStore(restored).counts()["down"] == 1
-            assert Embedders(one, restored).in_service().id == tuned
+    restore(settings, tmp_path / "b", verify(tmp_path / "b", quiet), quiet)
+    assert rebuild(settings, quiet).usable
+    assert answers(settings, script, ingestor.embedder) == before
+    with closing(Database(settings.database)) as restored:
+        assert FeedbackStore(restored).find_correction(QUESTIONS[1], "bob")
+        assert FeedbackStore(restored).counts()["down"] == 1
+        assert Embedders(settings, restored).in_service().id == tuned
