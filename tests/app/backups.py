@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.backup import VERDICT
 from app.manifest import FOLDERS
 from core.adapters import CARD, GGUF, Adapter, AdapterRegistry
 from core.db import Database
 from core.files import sha256_of, write_json, write_text
 from core.settings import Settings, load_settings
 from feedback.store import FeedbackStore
+from finetune.embedder import VERDICT
 from rag.access import Access
-from rag.embed import Embedder
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
@@ -50,12 +49,12 @@ class Installation:
         self.database.close()
 
 
-def installed(folder: Path, embedder: Embedder | None = None) -> Installation:
-    """Open, or make, an installation."""
+def installed(folder: Path) -> Installation:
+    """Open, or make, an installation whose vectors are hashes."""
     settings = load_settings({}, data_dir=str(folder))
     database = Database(settings.database)
     index = Index(settings, database)
-    return Installation(settings, Ingestor(settings, database, index, embedder or HashedVectors()))
+    return Installation(settings, Ingestor(settings, database, index, HashedVectors()))
 
 
 def fill(house: Installation, reader: Reader | None = None) -> None:
@@ -77,15 +76,14 @@ def fill(house: Installation, reader: Reader | None = None) -> None:
     votes.corrected("And where does the letter go?", "Send the letter to HR.")
     votes.database.close()
     add_adapter(house, "first")
-    card = {"version": "0123456789abcdef", "files": {}}
-    write_text(data / "datasets" / card["version"] / "sft.jsonl", "{}\n")  # type: ignore[operator]
-    write_json(data / "datasets" / card["version"] / CARD, card)  # type: ignore[operator]
-    FeedbackStore(house.database).save_dataset(str(card["version"]), card)
-    for name in ("card.json", "verdict.json", "1_Pooling/config.json"):
+    version = "0123456789abcdef"
+    write_text(data / "datasets" / version / "sft.jsonl", "{}\n")
+    write_json(data / "datasets" / version / CARD, {"version": version})
+    FeedbackStore(house.database).save_dataset(version, {"version": version})
+    for name in (CARD, VERDICT, "1_Pooling/config.json"):
         write_json(data / "embedders" / "refused" / name, {"created_at": 1, "id": "refused"})
     write_json(data / "embedders" / "at-work" / "plan.json", {})  # training: not worth keeping
     write_json(data / "embedders" / "refused" / "work" / "plan.json", {})
-    assert VERDICT == "verdict.json"
     write_text(data / "runs" / "r1" / "report.md", "It was better.\n")
     write_text(data / "runs" / "r1" / "1-sft" / "checkpoint-1" / "optimizer.pt", "large")
     write_json(data / "bench" / "1.json", {"at": 1})
