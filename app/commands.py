@@ -36,6 +36,8 @@ COMMANDS: dict[str, Command] = {
     "embedder": Command("finetune.embedder", "fine-tune the search on votes and judge it, or roll back"),
     "models": Command("core.catalog", "list the base models, or download one"),
     "index": Command("rag.index", "rebuild the search index from the database"),
+    "backup": Command("app.backup", "copy all that cannot be made again, while everything runs"),
+    "restore": Command("app.restore", "check a backup, or put it in the place of what is there"),
     "demo": Command("app.demo", "run the whole loop with scripted users and show the gate at work"),
     "doctor": Command("app.doctor", "check this installation and say what to mend"),
 }

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from app.restore import STAGE
 from core.children import ends_well
 from core.db import Database
 from core.endpoint import address, headers, record
@@ -221,6 +222,11 @@ def state(settings: Settings) -> Iterator[Finding]:
             "Choose another data_dir.",
         )  # fmt: skip
         return
+    if (settings.data_dir / STAGE).exists():
+        yield Finding(
+            "warn", "restore", "one was interrupted; a whole state is in force, the old or the new one",
+            "Run `understudy restore` again.",
+        )  # fmt: skip
     if not settings.database.exists():
         yield Finding("ok", "database", f"none yet in {settings.data_dir}")
     else:

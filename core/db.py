@@ -15,15 +15,17 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import quote
 
-from core.errors import StorageError
-from core.files import make_folder
+from core.errors import ConflictError, StorageError
+from core.files import atomic_path, make_folder
 from core.schema import MIGRATIONS
 
 BUSY_TIMEOUT_MS = 15_000
+BACKUP_PAGES = 4096  # copied at once, 16 MB: the time between two looks at whether to stop
 
 
 def now_ms() -> int:
@@ -61,7 +63,7 @@ class Database:
             self.close()
             raise StorageError(
                 f"The database {path} cannot be used: {error}.",
-                "Restore it from a backup; it was left as it is.",
+                "Restore a backup with `understudy restore`; this file was left as it is.",
             ) from error
         except StorageError:
             self.close()
@@ -163,11 +165,28 @@ class Database:
                     transaction.execute(statement)
                 transaction.execute(f"PRAGMA user_version = {number + 1}")
 
-    def backup(self, target: Path) -> None:
-        """Copy the live database to `target` with SQLite's online backup."""
-        with sqlite3.connect(target) as copy:
-            self._connection().backup(copy)
-        copy.close()
+    def backup(self, target: Path, tell: Callable[[float], None] = lambda _done: None) -> None:
+        """Copy the live database to `target` with SQLite's online backup; others read and write meanwhile.
+
+        The copy is of one moment: the beginning of this thread's `snapshot` where it is in one, else now.
+        `tell` gets the share that is done. Raises StorageError when it cannot be written; nothing half is
+        left.
+        """
+        connection = self._connection()
+
+        def report(_status: int, left: int, total: int) -> None:
+            tell(1 - left / max(1, total))
+
+        # without a snapshot the copy would begin again with every commit of another process
+        with nullcontext() if connection.in_transaction else self.snapshot(), atomic_path(target) as partial:
+            try:
+                with closing(sqlite3.connect(partial)) as copy:
+                    copy.execute("PRAGMA synchronous=OFF")  # the whole file is synced when it is complete
+                    connection.backup(copy, pages=BACKUP_PAGES, progress=report)
+            except sqlite3.Error as error:
+                raise StorageError(
+                    f"The database could not be copied to {target}: {error}.", "Check the disk's free space."
+                ) from error
 
     def close(self) -> None:
         """Close every thread's connection."""
@@ -193,6 +212,46 @@ def _enter_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def schema_of(path: Path) -> int:
+    """The schema version of a database that nobody has open, once every page was checked; changes nothing.
+
+    Raises StorageError when it is damaged or no database.
+    """
+    try:
+        # immutable: no lock and no file beside it, so a backup may lie on a medium that cannot be written
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)) as connection:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.Error as error:
+        raise StorageError(f"The database {path} cannot be read: {error}.") from error
+    if found != "ok":
+        raise StorageError(f"The database {path} is damaged: {found}.")
+    return version
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a database that nobody else has open: all it holds is in the one file, and nobody can write.
+
+    A process that begins to wait for it meanwhile cannot write into it afterwards either where another file
+    has taken its place: to do so it has to leave rollback mode, and SQLite refuses that to a file that was
+    moved (SQLITE_READONLY_DBMOVED). What is damaged is not held; nobody can use it.
+    Raises ConflictError when another process has it open.
+    """
+    with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA journal_mode=DELETE")  # needs that nobody else has it open
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            code = error.sqlite_errorcode & 0xFF
+            if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise ConflictError(
+                    f"The database {path} cannot be held: {error}.",
+                    "Stop `understudy serve` and every other command, then try again.",
+                ) from error
+        yield
 
 
 def _statements(script: str) -> Iterator[str]:

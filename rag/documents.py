@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from core.db import Database, audit, now_ms
@@ -27,7 +27,7 @@ from rag.filetypes import kind_of
 from rag.groups import give
 from rag.passages import bump_version
 from rag.reader import Reader
-from rag.words import one_line
+from rag.words import display_name
 
 _TITLE = "substr(text, 1, instr(text || char(10), char(10)) - 1)"
 _COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated_at,
@@ -325,25 +325,21 @@ class DocumentStore:
             if again is None:  # else the same bytes came back meanwhile
                 inside(self.folder, document_id).unlink(missing_ok=True)
 
+    def ids(self) -> set[str]:
+        """The id of every document; each names its bytes in `folder`."""
+        with self.database.read() as connection:
+            return {str(row["id"]) for row in connection.execute("SELECT id FROM documents")}
+
     def sweep(self) -> int:
         """Remove stored bytes that no row names (a process died while adding); returns how many."""
         removed = 0
-        with self.database.write() as connection:
-            known = {row["id"] for row in connection.execute("SELECT id FROM documents")}
+        with self.database.write():
+            known = self.ids()
             for path in self.folder.glob("*") if self.folder.exists() else ():
                 if path.name not in known:
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
-
-
-def display_name(name: str) -> str:
-    """A file name as display text: no folders, no controls or direction marks, at most 200 characters."""
-    base = one_line(PurePath(name.replace("\\", "/")).name)
-    if len(base) <= 200:
-        return base or "untitled"
-    ending = PurePath(base).suffix[:12]
-    return base[: 200 - len(ending)] + ending
 
 
 def _id_of(data: bytes, owner: str = "") -> str:

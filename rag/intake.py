@@ -9,9 +9,10 @@ from pathlib import Path
 from core.errors import DocumentError
 from rag.access import EVERYBODY, Access
 from rag.archives import members
-from rag.documents import Document, DocumentStore, display_name
+from rag.documents import Document, DocumentStore
 from rag.filetypes import kind_of
 from rag.reader import Reader
+from rag.words import display_name
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from core.errors import ConflictError, DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import OPERATOR, new_access
-from rag.documents import SYNCED, DocumentStore, display_name
+from rag.documents import SYNCED, DocumentStore
+from rag.words import display_name
 
 ACTIVE = ("waiting", "reading", "embedding")
 DONE = ("ready", "failed", "cancelled")
@@ -183,6 +184,12 @@ class Queue:
             return inside(self.folder, entry.id).read_bytes()
         except FileNotFoundError:
             raise DocumentError("The waiting file is gone.", "Add it again.") from None
+
+    def kept(self) -> set[str]:
+        """The ids of uploads whose bytes are still needed: of those that wait, failed or were cancelled."""
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT id FROM intake WHERE root = '' AND status != 'ready'")
+            return {str(row["id"]) for row in rows}
 
     def retry(self, entry_id: str, actor: str = OPERATOR) -> None:
         """Let a failed or cancelled file wait again, at the end of the queue.

@@ -18,7 +18,7 @@ from pathlib import Path
 from core.db import now_ms
 from core.errors import DocumentError
 from rag.chunk_carry import carry
-from rag.documents import SYNCED, Documents, DocumentStore, display_name
+from rag.documents import SYNCED, Documents, DocumentStore
 from rag.files import below
 from rag.intake import kept_access, take
 from rag.ocr import Ocr
@@ -26,6 +26,7 @@ from rag.queue import Entry, Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sources import Source, Sources, SourceStore
+from rag.words import display_name
 
 YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system that is met
 READER = "1"  # raise it when a loader learns to read what it refused

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from math import log
+from pathlib import PurePath
 
 STEMS = 20_000  # that are kept, some 3 MB: the words of what is searched come again and again
 
@@ -127,3 +128,12 @@ def token_estimate(text: str) -> int:
 def asks(text: str) -> bool:
     """Whether a unit of text is a question, such as those of an FAQ."""
     return text.rstrip(" \t\n\"'”’»)*_").endswith(("?", "？", "؟"))
+
+
+def display_name(name: str) -> str:
+    """A file name as display text: no folders, no controls or direction marks, at most 200 characters."""
+    base = one_line(PurePath(name.replace("\\", "/")).name)
+    if len(base) <= 200:
+        return base or "untitled"
+    ending = PurePath(base).suffix[:12]
+    return base[: 200 - len(ending)] + ending

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app import doctor
+from app.restore import STAGE
 from core.db import Database
 from core.settings import Settings
 
@@ -49,7 +50,15 @@ def test_a_damaged_database_is_found(tmp_path: Path) -> None:
     Database(settings.database).close()
     assert levels(list(doctor.state(settings)))["database"] == "ok"
     settings.database.write_bytes(b"not a database, but long enough to be looked at" * 50)
-    assert levels(list(doctor.state(settings)))["database"] == "fail"
+    [finding] = doctor.state(settings)
+    assert (finding.what, finding.level) == ("database", "fail")
+    assert "understudy restore" in finding.next_step
+
+
+def test_an_interrupted_restore_is_found(tmp_path: Path) -> None:
+    assert "restore" not in levels(list(doctor.state(Settings(data_dir=tmp_path))))
+    (tmp_path / STAGE).mkdir()
+    assert levels(list(doctor.state(Settings(data_dir=tmp_path))))["restore"] == "warn"
 
 
 def test_a_data_folder_that_is_a_file_is_found(tmp_path: Path) -> None:

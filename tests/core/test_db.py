@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import core.db
-from core.db import Database, audit
+from core.db import Database, audit, schema_of
 from core.errors import StorageError
 from core.schema import MIGRATIONS
 from core.settings import PROJECT
@@ -309,3 +309,21 @@ def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None
     with pytest.raises(StorageError, match="cannot be made") as caught:
         Database(tmp_path / "file" / "d.db")
     assert "backup" not in caught.value.next_step  # nothing is broken, the setting is wrong
+
+
+def test_a_backup_is_of_the_snapshots_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.db, "BACKUP_PAGES", 4)  # in many steps, between which others commit
+    database, other = Database(tmp_path / "d.db"), Database(tmp_path / "d.db")
+    write(database, "before")
+    with database.snapshot() as connection:
+        connection.execute("SELECT COUNT(*) FROM audit").fetchone()
+        write(other, "after")
+        database.backup(tmp_path / "then.db", lambda _done: write(other, "meanwhile"))
+    assert rows(Database(tmp_path / "then.db")) == ["before"]
+    assert len(rows(other)) > 10
+    database.backup(tmp_path / "now.db")
+    assert schema_of(tmp_path / "now.db") == len(MIGRATIONS)
+    assert rows(Database(tmp_path / "now.db")) == rows(other)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match="Could not write"):
+        database.backup(tmp_path / "file" / "x.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from core.db import Database
+from core.files import sha256_of, write_json
 from core.settings import Settings, load_settings
 from rag.crawl import Crawled, Limits, Tools, crawl
 from rag.documents import DocumentStore
-from rag.embed import Embedder
+from rag.embed import DIMENSIONS, Embedder, library
+from rag.embedders import CARD, WEIGHTS, packaged
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
@@ -132,3 +135,29 @@ def titles(store: DocumentStore) -> set[str]:
 def counts(result: Crawled) -> tuple[int, int, int, int]:
     changes = result.changes
     return len(changes.added), changes.unchanged, changes.removed, len(changes.refused)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM with its second half of layers gone: the same shape of vectors, other vectors."""
+    folder = tmp_path_factory.mktemp("embedder")
+    model = library().SentenceTransformer(str(packaged().folder), device="cpu")
+    layers = model[0].auto_model.encoder.layer
+    model[0].auto_model.encoder.layer = layers[: len(layers) // 2]
+    model[0].auto_model.config.num_hidden_layers = len(layers) // 2
+    model.save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def tuned(other: Path, settings: Settings) -> str:
+    folder = settings.data_dir / "embedders" / "tuned"
+    shutil.copytree(other, folder)
+    card = {
+        "id": "tuned",
+        "sha256": sha256_of(folder / WEIGHTS),
+        "dimensions": DIMENSIONS,
+        "created_at": 1,
+    }
+    write_json(folder / CARD, card)
+    return "tuned"

@@ -10,10 +10,11 @@ import pytest
 from core.db import Database
 from core.errors import DocumentError, NotFoundError
 from core.settings import Settings, load_settings
-from rag.documents import DocumentStore, display_name
+from rag.documents import DocumentStore
 from rag.embed import DIMENSIONS
 from rag.passages import PassageStore
 from rag.reader import Reader
+from rag.words import display_name
 from tests.rag.conftest import HANDBOOK
 from tests.rag.files import empty_pdf, pdf
 

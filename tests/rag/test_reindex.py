@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from core.db import Database
 from core.errors import Cancelled, ConflictError, ModelError, NotFoundError
-from core.files import sha256_of, write_json
 from core.jobs import Jobs
 from core.settings import Settings
-from rag.embed import DIMENSIONS, EMBEDDING, Embedder, library
-from rag.embedders import BEFORE, CARD, IN_SERVICE, MADE_BY, WEIGHTS, Embedders, packaged
+from rag.embed import DIMENSIONS, EMBEDDING, Embedder
+from rag.embedders import BEFORE, IN_SERVICE, MADE_BY, WEIGHTS, Embedders, packaged
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
@@ -24,32 +22,6 @@ from tests.rag.conftest import HANDBOOK
 
 QUESTION = "When can I have a midday meal?"
 CANTEEN = b"# Canteen\n\n## Food\n\nSoup is served at noon.\n\n## Car park\n\nParking costs 3 EUR a day.\n"
-
-
-@pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniLM with its second half of layers gone: the same shape of vectors, other vectors."""
-    folder = tmp_path_factory.mktemp("embedder")
-    model = library().SentenceTransformer(str(packaged().folder), device="cpu")
-    layers = model[0].auto_model.encoder.layer
-    model[0].auto_model.encoder.layer = layers[: len(layers) // 2]
-    model[0].auto_model.config.num_hidden_layers = len(layers) // 2
-    model.save(str(folder))
-    return folder
-
-
-@pytest.fixture
-def tuned(other: Path, settings: Settings) -> str:
-    folder = settings.data_dir / "embedders" / "tuned"
-    shutil.copytree(other, folder)
-    card = {
-        "id": "tuned",
-        "sha256": sha256_of(folder / WEIGHTS),
-        "dimensions": DIMENSIONS,
-        "created_at": 1,
-    }
-    write_json(folder / CARD, card)
-    return "tuned"
 
 
 @pytest.fixture
