@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -23,6 +21,7 @@ from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import EVERYBODY, FINDABLE, NOBODY, OFFERED, OPERATOR, READABLE, Access
 from rag.embed import Vectors
+from rag.files import read_regular
 from rag.filetypes import kind_of
 from rag.groups import give
 from rag.passages import bump_version
@@ -47,10 +46,6 @@ _SELECT = (
 SYNCED = "sync"  # the origin of documents that live and die with a folder's files
 ChunkTexts = list[tuple[int, str]]
 Ids = list[int]
-
-
-class _ChangedError(DocumentError):
-    """A file was written to while it was read."""
 
 
 @dataclass(frozen=True)
@@ -172,33 +167,11 @@ class DocumentStore:
         return self.add(path.name, self.read_file(path), origin, reader)
 
     def read_file(self, path: Path) -> bytes:
-        """A regular file's bytes; one that changes meanwhile is tried once more.
+        """A regular file's bytes.
 
-        Raises DocumentError for links, pipes, devices, large files and files that do not stand still.
+        Raises as `rag.files.read_regular`, and DocumentError for large and empty files.
         """
-        try:
-            return self._read(path)
-        except _ChangedError:
-            return self._read(path)
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise DocumentError(f"The file cannot be opened: {error.strerror}.") from error
-        try:
-            before = os.fstat(handle)
-            if not stat.S_ISREG(before.st_mode):
-                raise DocumentError("This is not a regular file.")
-            self.check_size(before.st_size)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(before.st_size + 1)
-            after = os.fstat(handle)
-        finally:
-            os.close(handle)
-        if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-            raise _ChangedError("The file changed while it was read.", "Try again when it is complete.")
-        return data
+        return read_regular(path, self.check_size)
 
     def check_size(self, size: int) -> None:
         """Raises DocumentError for an empty file and one above the setting upload_mb."""
