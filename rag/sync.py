@@ -23,7 +23,7 @@ from rag.files import UnreadError, below
 from rag.intake import kept_access, take
 from rag.ocr import Ocr
 from rag.queue import Entry, Queue
-from rag.queue_work import QueueWork
+from rag.queue_work import QueueWork, came_since
 from rag.reader import Reader
 from rag.sources import Source, Sources, SourceStore
 from rag.words import one_line
@@ -132,12 +132,12 @@ class _Run:
     def entry(self, work: QueueWork, entry: Entry, known: Sources) -> Documents:
         """Read a claimed entry of the queue, tell the queue what came of it and return the documents."""
         taken: Documents = []
+        began = now_ms()
         with work.at_work(entry):
             source = self.file(Path(self.sources.root) / entry.path, entry.path, known, taken)
             if not source.documents:
                 raise DocumentError(source.error or "The archive holds no files.")
-            if not work.read(entry, source.documents, source.error):
-                self.sources.remove([entry.path])  # cancelled meanwhile: the next run may bring it
+            work.read(entry, source.documents, source.error, came_since(began, taken))
         return taken
 
     def file(self, path: Path, name: str, known: Sources, found: Documents) -> Source:
