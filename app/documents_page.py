@@ -235,6 +235,7 @@ def delete(parts: Resources, document: Document) -> None:
 def _delete(parts: Resources, document_id: str) -> None:
     with suppress(NotFoundError):  # somebody else was quicker
         parts.documents.delete(document_id, USER)
+        submit(parts)  # brings the index up to date
 
 
 page()

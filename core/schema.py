@@ -251,4 +251,7 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO citations SELECT exchanges.id, one.value ->> 'document_id', one.value ->> 'start',
         one.value ->> 'end' FROM exchanges, json_each(exchanges.citations) AS one;
     """,
+    """
+    ALTER TABLE intake ADD COLUMN added TEXT NOT NULL DEFAULT '[]';  -- JSON: ids of what was not there before
+    """,
 )

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import EVERYBODY, FINDABLE, NOBODY, OFFERED, OPERATOR, READABLE, Access
 from rag.embed import Vectors
+from rag.files import read_regular
 from rag.filetypes import kind_of
 from rag.groups import give
 from rag.passages import bump_version
@@ -47,10 +46,6 @@ _SELECT = (
 SYNCED = "sync"  # the origin of documents that live and die with a folder's files
 ChunkTexts = list[tuple[int, str]]
 Ids = list[int]
-
-
-class _ChangedError(DocumentError):
-    """A file was written to while it was read."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,7 @@ class DocumentStore:
             raise DocumentError("An archive is no document.", "Its files are added one by one.")
         known = self.known(data, access)
         if known is not None:
-            if known.origin == SYNCED and origin != SYNCED and known.owner == access.owner:
-                self._keep(known.id, origin)
+            self._came_again(known, origin, access.owner)
             return known
         document_id = self._new_id(data, access)
         if reader is None:
@@ -128,7 +122,7 @@ class DocumentStore:
         with self.database.write() as connection:
             # the bytes inside the transaction: `sweep` then never sees a file whose row is still to come
             write_bytes(inside(self.folder, document_id), data)
-            _remove(connection, document_id)
+            remove(connection, document_id)
             connection.execute(
                 "INSERT INTO documents (id, name, kind, bytes, origin, status, error, text, created_at,"
                 " updated_at, quality, text_hash) VALUES (?,?,?,?,?,'pending','',?,?,?,?,?)",
@@ -172,33 +166,11 @@ class DocumentStore:
         return self.add(path.name, self.read_file(path), origin, reader)
 
     def read_file(self, path: Path) -> bytes:
-        """A regular file's bytes; one that changes meanwhile is tried once more.
+        """A regular file's bytes.
 
-        Raises DocumentError for links, pipes, devices, large files and files that do not stand still.
+        Raises as `rag.files.read_regular`, and DocumentError for large and empty files.
         """
-        try:
-            return self._read(path)
-        except _ChangedError:
-            return self._read(path)
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise DocumentError(f"The file cannot be opened: {error.strerror}.") from error
-        try:
-            before = os.fstat(handle)
-            if not stat.S_ISREG(before.st_mode):
-                raise DocumentError("This is not a regular file.")
-            self.check_size(before.st_size)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(before.st_size + 1)
-            after = os.fstat(handle)
-        finally:
-            os.close(handle)
-        if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-            raise _ChangedError("The file changed while it was read.", "Try again when it is complete.")
-        return data
+        return read_regular(path, self.check_size)
 
     def check_size(self, size: int) -> None:
         """Raises DocumentError for an empty file and one above the setting upload_mb."""
@@ -304,10 +276,22 @@ class DocumentStore:
                 (reason, now_ms(), document_id),
             )
 
-    def _keep(self, document_id: str, origin: str) -> None:
-        """Somebody added by hand what a folder brought: from now on it stays when the folder loses it."""
+    def _came_again(self, known: Document, origin: str, owner: str) -> None:
+        """What comes once more stays when a folder loses it, or the upload that brought it is cancelled."""
+        by_hand = known.origin == SYNCED and origin != SYNCED and known.owner == owner
+        of_upload = "status = 'embedding' AND EXISTS (SELECT 1 FROM json_each(added) WHERE value = ?1)"
+        with self.database.read() as connection:
+            claimed = connection.execute(f"SELECT 1 FROM intake WHERE {of_upload}", (known.id,)).fetchone()
+        if not (by_hand or claimed):
+            return
         with self.database.write() as connection:
-            connection.execute("UPDATE documents SET origin = ? WHERE id = ?", (origin, document_id))
+            if by_hand:
+                connection.execute("UPDATE documents SET origin = ? WHERE id = ?", (origin, known.id))
+            connection.execute(
+                "UPDATE intake SET added = (SELECT json_group_array(value) FROM json_each(added)"
+                f" WHERE value != ?1) WHERE {of_upload}",
+                (known.id,),
+            )
 
     def delete(self, document_id: str, actor: str = "local") -> None:
         """Remove a document with its chunks, its search entries and its bytes (raises NotFoundError).
@@ -316,7 +300,7 @@ class DocumentStore:
         """
         document = self.get(document_id)
         with self.database.write() as connection:
-            _remove(connection, document_id)
+            remove(connection, document_id)
             bump_version(connection)
             audit(connection, actor, "document.delete", f"{document_id} {document.name}")
         # only now: killed before the commit, the row would stand without its bytes
@@ -383,7 +367,8 @@ def _save(connection: Any, document_id: str, ids: Ids, vectors: Vectors) -> bool
     return True
 
 
-def _remove(connection: Any, document_id: str) -> None:
+def remove(connection: Any, document_id: str) -> None:
+    """Remove a document's rows inside the caller's transaction; its bytes go with `sweep`."""
     ids = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,)).fetchall()
     connection.executemany("DELETE FROM chunks_fts WHERE rowid = ?", [(row["id"],) for row in ids])
     connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))

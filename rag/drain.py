@@ -21,7 +21,7 @@ from rag.index import Index
 from rag.intake import take
 from rag.pipeline import Group, Pipeline
 from rag.queue import ACTIVE, Entry, Queue
-from rag.queue_work import QueueWork
+from rag.queue_work import QueueWork, came_since
 from rag.reader import Reader
 from rag.sync import read_queued
 
@@ -114,7 +114,8 @@ class Drain:
         told = [f"{one.name} was not added: {one.error}" for one in refused]
         known = [document for document in found if document.created_at < began]
         told += [f"{one.name} was {CHOSEN_AGAIN}" for one in known if approval.choose_again(one, access)]
-        self.work.read(entry, list(dict.fromkeys(document.id for document in found)), "\n".join(told))
+        ids = list(dict.fromkeys(document.id for document in found))
+        self.work.read(entry, ids, "\n".join(told), came_since(began, found))
         return found
 
     def _keep_up(self) -> None:

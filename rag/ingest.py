@@ -35,6 +35,7 @@ from rag.queue import Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sync import sync
+from rag.words import display_name
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
 
@@ -43,12 +44,13 @@ Report = Callable[[str], None]
 
 @dataclass
 class Summary:
-    """What came of a run: `refused` holds (name, reason)."""
+    """What came of a run: `refused` and `unread` hold (name, reason), see `rag.sync.Changes`."""
 
     added: int = 0
     unchanged: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     removed: int = 0
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     def join(self, other: Summary) -> None:
         """Add another run's counts to this one."""
@@ -56,6 +58,7 @@ class Summary:
         self.unchanged += other.unchanged
         self.refused += other.refused
         self.removed += other.removed
+        self.unread += other.unread
 
 
 class Ingestor:
@@ -137,10 +140,14 @@ class Ingestor:
                 summary.added += 1
                 report(f"added      {document.name} ({document.chunks} passages)")
 
+        def unlisted(folder: Path, reason: str) -> None:
+            summary.refused.append((folder.name, reason))
+            report(f"refused    {display_name(folder.name)}: {reason}")
+
         with owner_lock(self.lock, "Reading documents", wait=wait), Reader(self.settings) as reader:
             self.index.sync()
             with self._drain().reading(ready) as pipeline:
-                for path in _files(paths):
+                for path in _files(paths, unlisted):
                     self._one(path, origin, reader, (pipeline, summary, report))
             self._process_pending()
         return summary
@@ -169,7 +176,9 @@ class Ingestor:
             if changes.touched or self.documents.pending():
                 self._process_pending()
             QueueWork(self.queue).settle()
-        return Summary(len(changes.added), changes.unchanged, changes.refused, changes.removed)
+        return Summary(
+            len(changes.added), changes.unchanged, changes.refused, changes.removed, changes.unread
+        )
 
     def add_samples(self, report: Report | None = None) -> int:
         """Add the sample documents, once per data folder, so that a deleted sample stays deleted.
@@ -203,13 +212,13 @@ def open_ingestor(settings: Settings) -> Ingestor:
     return Ingestor(settings, database, Index(settings, database), Embedder(half=quick_half()))
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
+def _files(paths: Sequence[Path], unlisted: Callable[[Path, str], None]) -> Iterator[Path]:
     """Files named or below folders named, sorted; links to folders are not followed, hidden names skipped."""
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             yield path
             continue
-        yield from below(path)
+        yield from below(path, unlisted)
 
 
 def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
@@ -226,7 +235,9 @@ def _run_job(ingestor: Ingestor, job_id: str, token: int) -> None:
         beat(0.0, "Loading the embedding model …")
         ingestor.index.open()
         count = ingestor.drain(beat)
-        jobs.finish(job, "done", f"{count} documents read.", {"documents": count})
+        failed = ingestor.queue.counts()["failed"]
+        said = f" {failed} of the queue's files failed; the Documents page says why." if failed else ""
+        jobs.finish(job, "done", f"{count} documents read.{said}", {"documents": count})
         if ingestor.queue.active() or ingestor.documents.pending():  # came after the last look
             jobs.submit("ingest", once=True)
     except Cancelled as error:
@@ -282,8 +293,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         total = ingestor.ingest(options.paths, _say)
     removed = f", {total.removed} removed" if options.sync else ""
-    print(f"{total.added} added, {total.unchanged} unchanged{removed}, {len(total.refused)} refused.")
-    return 2 if total.refused else 0
+    unread = f", {len(total.unread)} could not be read and stay as they were" if total.unread else ""
+    print(f"{total.added} added, {total.unchanged} unchanged{removed}, {len(total.refused)} refused{unread}.")
+    return 2 if total.refused or total.unread else 0
 
 
 def _say(line: str) -> None:

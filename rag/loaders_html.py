@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from core.errors import DocumentError
-from rag.filetypes import decode
 from rag.outline import Outline
 
 MAX_DEPTH = 300
@@ -30,10 +29,10 @@ _OPENED = (*_BLOCKS, "table", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6")
 
 
 def read_html(data: bytes, outline: Outline) -> None:
-    """A web page; a main element counts before the body."""
+    """A web page; a main element counts before the body. Hidden text is left out and counted."""
     from bs4 import BeautifulSoup
 
-    text = decode(data)
+    text = outline.decode(data)
     check_depth(text)
     soup = BeautifulSoup(text, "lxml")
     for tag in soup.find_all(_SKIP):
@@ -41,6 +40,7 @@ def read_html(data: bytes, outline: Outline) -> None:
     for tag in soup.find_all(True):
         style = str(tag.attrs.get("style", "") if tag.attrs else "").replace(" ", "").lower()
         if tag.attrs and ("hidden" in tag.attrs or "display:none" in style or "visibility:hidden" in style):
+            outline.count("hidden", sum(not char.isspace() for char in tag.get_text()))
             tag.decompose()
     root = soup.find("main") or soup.find("body") or soup
     for tag in root.find_all("br"):

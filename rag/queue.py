@@ -21,7 +21,8 @@ from core.errors import ConflictError, DocumentError, NotFoundError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import OPERATOR, new_access
-from rag.documents import SYNCED, DocumentStore
+from rag.documents import SYNCED, DocumentStore, remove
+from rag.passages import bump_version
 from rag.words import display_name
 
 ACTIVE = ("waiting", "reading", "embedding")
@@ -55,6 +56,7 @@ class Entry:
     updated_at: int
     visibility: str  # of its documents, see `rag.access`
     group_names: tuple[str, ...] = ()  # to which they are given
+    added: tuple[str, ...] = ()  # those of the documents that were not there before
 
     @property
     def active(self) -> bool:
@@ -208,7 +210,7 @@ class Queue:
             raise ConflictError(f"{entry.name} did not fail, so there is nothing to try again.")
 
     def cancel(self, entry_id: str, actor: str = OPERATOR) -> None:
-        """Stop a file that is not ready; what was stored of it is removed.
+        """Stop a file that is not ready; what was stored of it is removed (see `drop`).
 
         Raises ConflictError when it is done, NotFoundError when it is somebody else's.
         """
@@ -216,11 +218,11 @@ class Queue:
         with self.database.write() as connection:
             row = connection.execute(
                 "UPDATE intake SET status = 'cancelled', updated_at = ? WHERE id = ?"
-                " AND status IN ('waiting', 'reading', 'embedding') RETURNING documents",
+                " AND status IN ('waiting', 'reading', 'embedding') RETURNING documents, added",
                 (now_ms(), entry_id),
             ).fetchone()
             if row is not None:
-                drop(connection, json.loads(row["documents"]))
+                drop(connection, entry, json.loads(row["documents"]), json.loads(row["added"]))
                 audit(connection, actor, "queue.cancel", f"{entry_id} {entry.name}")
         if row is None:
             raise ConflictError(f"{entry.name} is done, so it cannot be cancelled.", "Delete its document.")
@@ -258,25 +260,41 @@ class Queue:
             return [entry_of(row) for row in connection.execute(f"SELECT * FROM intake {condition}", values)]
 
 
-def drop(connection: Any, documents: Sequence[str]) -> None:
-    """Remove those of the documents that are still pending and that no other entry waits for."""
-    for document_id in documents:
+def drop(connection: Any, entry: Entry, documents: Sequence[str], added: Sequence[str]) -> None:
+    """Remove a cancelled entry's documents that it `added` or that are pending, unless others name them.
+
+    Others are sources and entries that are being embedded. The entry's own source is read again by its next
+    run. The row says how many documents stay: they were there before, or came another way since.
+    """
+    named = json.dumps(list(documents))
+    theirs = connection.execute(
+        "SELECT entry.value AS id FROM sources, json_each(sources.documents) AS entry"
+        " WHERE entry.value IN (SELECT value FROM json_each(?1)) AND (sources.root, sources.path) != (?2, ?3)"
+        " UNION SELECT entry.value FROM intake, json_each(intake.documents) AS entry"
+        " WHERE entry.value IN (SELECT value FROM json_each(?1)) AND status = 'embedding'",
+        (named, entry.root, entry.path),
+    ).fetchall()
+    there = connection.execute(
+        "SELECT id, status FROM documents WHERE id IN (SELECT value FROM json_each(?))", (named,)
+    ).fetchall()
+    mine = {row["id"] for row in there if row["status"] == "pending" or row["id"] in added}
+    mine -= {row["id"] for row in theirs}
+    for document_id in mine:
+        remove(connection, document_id)
+    if mine:
+        bump_version(connection)
         connection.execute(
-            "DELETE FROM documents WHERE id = ?1 AND status = 'pending' AND NOT EXISTS (SELECT 1 FROM"
-            " intake, json_each(intake.documents) AS entry WHERE intake.status = 'embedding'"
-            " AND entry.value = ?1)",
-            (document_id,),
+            "UPDATE sources SET bytes = -1, hash = '', documents = (SELECT json_group_array(entry.value)"
+            " FROM json_each(sources.documents) AS entry WHERE entry.value IN (SELECT id FROM documents))"
+            " WHERE (root, path) = (?, ?)",
+            (entry.root, entry.path),
         )
-        connection.execute(
-            "DELETE FROM document_groups WHERE document_id = ?1"
-            " AND NOT EXISTS (SELECT 1 FROM documents WHERE id = ?1)",
-            (document_id,),
-        )
-        connection.execute(
-            "DELETE FROM sources WHERE EXISTS (SELECT 1 FROM json_each(sources.documents) AS entry"
-            " WHERE entry.value = ?1) AND NOT EXISTS (SELECT 1 FROM documents WHERE id = ?1)",
-            (document_id,),
-        )
+    stay = len(there) - len(mine)
+    said = f"Of its documents {stay} stay: they were here before, or came from elsewhere too." if stay else ""
+    connection.execute(
+        "UPDATE intake SET documents = '[]', added = '[]', error = ? WHERE id = ? AND status = 'cancelled'",
+        (said, entry.id),
+    )
 
 
 def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
@@ -285,14 +303,14 @@ def _insert(connection: Any, entry_id: str, row: tuple[object, ...]) -> None:
         "INSERT INTO intake (id, name, bytes, hash, origin, root, path, owner, visibility,"
         " group_names, status, created_at, updated_at) VALUES (?,?,?,?,?,?,?,?,?,?,'waiting',?,?)"
         " ON CONFLICT(id) DO UPDATE SET status = 'waiting', error = '', next_step = '',"
-        " documents = '[]', deaths = 0, bytes = excluded.bytes, created_at = excluded.created_at,"
-        " updated_at = excluded.updated_at, seq = (SELECT MAX(seq) + 1 FROM intake)"
-        " WHERE status NOT IN ('waiting', 'reading')",
+        " documents = '[]', added = '[]', deaths = 0, bytes = excluded.bytes,"
+        " created_at = excluded.created_at, updated_at = excluded.updated_at,"
+        " seq = (SELECT MAX(seq) + 1 FROM intake) WHERE status NOT IN ('waiting', 'reading')",
         (entry_id, *row, now_ms(), now_ms()),
     )
 
 
 def entry_of(row: Any) -> Entry:
     """A row of the table as an entry."""
-    lists = {name: tuple(json.loads(row[name])) for name in ("documents", "group_names")}
+    lists = {name: tuple(json.loads(row[name])) for name in ("documents", "group_names", "added")}
     return Entry(**(dict(row) | lists))

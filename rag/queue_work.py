@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from core.db import now_ms
 from core.errors import DocumentError, UnderstudyError
 from core.files import inside
+from rag.documents import Document
 from rag.queue import Entry, Queue, drop, entry_of
 
 log = logging.getLogger("understudy.queue")
@@ -64,11 +65,16 @@ class QueueWork:
             self._set(entry, "waiting")
             raise
 
-    def read(self, entry: Entry, documents: Sequence[str], refused: str = "") -> bool:
-        """The entry was read into these documents; False when it was cancelled, and they are removed."""
-        if not self._set(entry, "embedding", refused, documents=documents):
+    def read(
+        self, entry: Entry, documents: Sequence[str], refused: str = "", added: Sequence[str] = ()
+    ) -> bool:
+        """The entry was read into these documents, of which those `added` came with it (see `came_since`).
+
+        False when it was cancelled; then they are dropped.
+        """
+        if not self._set(entry, "embedding", refused, documents=documents, added=added):
             with self.queue.database.write() as connection:
-                drop(connection, documents)
+                drop(connection, entry, documents, added)
             return False
         return True
 
@@ -77,14 +83,23 @@ class QueueWork:
         self._set(entry, "failed", error.message, error.next_step)
 
     def _set(
-        self, entry: Entry, status: str, error: str = "", next_step: str = "", documents: Sequence[str] = ()
+        self,
+        entry: Entry,
+        status: str,
+        error: str = "",
+        next_step: str = "",
+        documents: Sequence[str] = (),
+        added: Sequence[str] = (),
     ) -> bool:
         with self.queue.database.write() as connection:
             return bool(
                 connection.execute(
-                    "UPDATE intake SET status = ?, error = ?, next_step = ?, documents = ?, updated_at = ?"
-                    " WHERE id = ? AND status = 'reading'",
-                    (status, error, next_step, json.dumps(list(documents)), now_ms(), entry.id),
+                    "UPDATE intake SET status = ?, error = ?, next_step = ?, documents = ?, added = ?,"
+                    " updated_at = ? WHERE id = ? AND status = 'reading'",
+                    (
+                        *(status, error, next_step, json.dumps(list(documents)), json.dumps(list(added))),
+                        *(now_ms(), entry.id),
+                    ),
                 ).rowcount
             )
 
@@ -137,3 +152,11 @@ class QueueWork:
                 old = path.stat().st_mtime < time.time() - LEFT_S
                 if statuses.get(path.name) == "ready" or (old and path.name not in statuses):
                     path.unlink()
+
+
+def came_since(began: int, documents: Iterable[Document]) -> list[str]:
+    """Ids of the documents that an entry brought whose reading began then (UTC milliseconds).
+
+    One of the very same time is left out: it may be the last one of the entry before.
+    """
+    return [document.id for document in documents if document.created_at > began]

@@ -13,23 +13,24 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from core.db import now_ms
 from core.errors import DocumentError
 from rag.chunk_carry import carry
 from rag.documents import SYNCED, Documents, DocumentStore
-from rag.files import below
+from rag.files import UnreadError, below
 from rag.intake import kept_access, take
 from rag.ocr import Ocr
 from rag.queue import Entry, Queue
-from rag.queue_work import QueueWork
+from rag.queue_work import QueueWork, came_since
 from rag.reader import Reader
 from rag.sources import Source, Sources, SourceStore
-from rag.words import display_name
+from rag.words import display_name, one_line
 
 YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system that is met
-READER = "1"  # raise it when a loader learns to read what it refused
+READER = "2"  # raise it when a loader learns to read what it refused
+KEPT = "What is known of it stays, and the next run tries again."
 
 Report = Callable[[str], None]
 Offer = Callable[[Documents], object]
@@ -37,12 +38,16 @@ Offer = Callable[[Documents], object]
 
 @dataclass
 class Changes:
-    """What a run did, in documents and files; `refused` holds (path, reason), old refusals too."""
+    """What a run did, in documents and files; `refused` holds (path, reason), old refusals too.
+
+    `unread` has the files and folders that could not be read this time, with the reason.
+    """
 
     added: list[str] = field(default_factory=list)
     unchanged: int = 0
     removed: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def touched(self) -> bool:
@@ -55,22 +60,26 @@ def sync(
 ) -> Changes:
     """Bring the documents up to date with the folder. For the lock's holder.
 
-    The new documents are left pending, and each file's are given to `offer`, which may raise. Raises
-    DocumentError when the folder is missing, or empty while it was not before: an unmounted disk must not
-    delete its documents.
+    The new documents are left pending, and each file's are given to `offer`, which may raise. What cannot be
+    read, and all below it, stays as it is known. Raises DocumentError when the folder is missing, or empty
+    while it was not before: an unmounted disk must not delete its documents.
     """
-    if not root.is_dir() or root.is_symlink():
+    if not os.path.isdir(root) or root.is_symlink():
         raise DocumentError(f"{root} is not a folder.", "Name the folder to keep in step with.")
     sources = SourceStore(store.database, str(root.resolve()))
     known = sources.all()
-    found = {str(path.relative_to(root)): path for path in below(root)}
-    if known and not found:
-        raise DocumentError(
-            f"{root} is empty, so nothing was removed.",
-            "Mount it again, or delete its documents on the Documents page.",
-        )
     changes = Changes()
     run = _Run(store, sources, reader, report, changes, reader_version())
+
+    def unlisted(folder: Path, reason: str) -> None:
+        run.unread(str(folder.relative_to(root)), reason)
+
+    found = {str(path.relative_to(root)): path for path in below(root, unlisted)}
+    if known and not found:
+        raise DocumentError(
+            f"{root} is empty or cannot be read, so nothing was removed.",
+            "Mount it again, or delete its documents on the Documents page.",
+        )
     stale = [(name, _stamp(path)[0]) for name, path in found.items() if not run.unchanged(path, name, known)]
     queue = Queue(store.database, store, store.settings)
     work = QueueWork(queue)
@@ -81,7 +90,12 @@ def sync(
             entry = work.claim(queued.id)
             if entry is not None:  # else somebody cancelled it
                 offer(run.entry(work, entry, known))
-    gone = sorted(set(known) - set(found))
+    unread = [name for name, _ in changes.unread]
+    gone = [
+        name
+        for name in sorted(set(known) - set(found))
+        if not any(PurePath(name).is_relative_to(above) for above in unread)
+    ]
     if gone:
         sources.remove(gone)
     for document_id in sources.orphans():
@@ -118,20 +132,26 @@ class _Run:
     def entry(self, work: QueueWork, entry: Entry, known: Sources) -> Documents:
         """Read a claimed entry of the queue, tell the queue what came of it and return the documents."""
         taken: Documents = []
+        began = now_ms()
         with work.at_work(entry):
             source = self.file(Path(self.sources.root) / entry.path, entry.path, known, taken)
             if not source.documents:
                 raise DocumentError(source.error or "The archive holds no files.")
-            if not work.read(entry, source.documents, source.error):
-                self.sources.remove([entry.path])  # cancelled meanwhile: the next run may bring it
+            work.read(entry, source.documents, source.error, came_since(began, taken))
         return taken
 
     def file(self, path: Path, name: str, known: Sources, found: Documents) -> Source:
-        """Read a file; its documents are added to `found`."""
+        """Read a file; its documents are added to `found`.
+
+        Raises DocumentError when it cannot be read this time; what is known of it then stays.
+        """
         before = known.get(name)
         stamp = _settled(_stamp(path))
         try:
             data = self.store.read_file(path)
+        except UnreadError as error:
+            self.unread(name, error.message)
+            raise DocumentError(error.message, KEPT) from None
         except DocumentError as error:
             return self._write(Source(name, stamp, "", (), str(error), self.version), [str(error)])
         digest = hashlib.sha256(data).hexdigest()
@@ -158,6 +178,11 @@ class _Run:
             self.report(f"edits      {display_name(name)}: {lost} dropped, as the passage changed")
         self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
         return self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
+
+    def unread(self, name: str, reason: str) -> None:
+        """A file or folder could not be read this time: it may still hold what it held."""
+        self.changes.unread.append((name, reason))
+        self.report(f"unread     {one_line(name)}: {reason} {KEPT}")
 
     def _write(self, source: Source, errors: list[str]) -> Source:
         self.sources.put(source)

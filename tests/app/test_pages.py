@@ -25,6 +25,7 @@ from core.runs import Runs
 from core.settings import PROJECT, Settings
 from core.types import Unit
 from feedback.dataset import freeze
+from rag.ingest import Ingestor
 from rag.prompt import cite
 from tests.app.site import Site, until
 
@@ -207,6 +208,10 @@ def test_documents_lists_reads_and_deletes(parts: Resources) -> None:
     document = parts.documents.add(
         "odd *name* [x](http://evil.example).md", b"# Odd\n\nA line about odd names.", "upload"
     )
+    searching = parts.assistant.retriever
+    Ingestor(parts.settings, parts.database, searching.index, searching.embedder).process_pending()
+    chunks = {chunk for chunk, _ in parts.documents.chunk_texts(document.id)}
+    assert chunks <= searching.index.ids()
     at = open_page("documents")
     assert "handbook\\.md" in shown(at) or "handbook.md" in shown(at)
     assert "[x](http" not in shown(at)
@@ -217,6 +222,7 @@ def test_documents_lists_reads_and_deletes(parts: Resources) -> None:
     at.run()
     click(at, "Delete")
     assert parts.documents.find(document.id) is None
+    until(lambda: not chunks & searching.index.ids(), "the index forgets it")
 
 
 def test_conversations_of_one_title_are_told_apart() -> None:

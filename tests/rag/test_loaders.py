@@ -83,6 +83,14 @@ def test_html_keeps_what_a_reader_sees() -> None:
         "1. First",
         "2. Second",
     ]
+    assert done.quality["hidden"] == 2 * len("secret")
+
+
+def test_html_counts_what_is_hidden_once_and_what_is_repaired() -> None:
+    source = '<p>Zürich, Köln, Tromsø.</p><div hidden>no <b style="visibility: hidden">one</b></div>'.encode()
+    done = extract("x.html", source.replace(b"K", b"K\xff"))
+    assert lines(done)[-1] == "Zürich, Köln, Tromsø."
+    assert (done.quality["hidden"], done.quality["repaired"]) == (len("noone"), 1)
 
 
 def test_deeply_nested_html_is_refused() -> None:

@@ -197,7 +197,7 @@ def test_a_refusal_is_tried_again_by_another_reader(
         return take(store, name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("rag.sync.take", watch)
-    monkeypatch.setattr(module, "READER", "2")
+    monkeypatch.setattr(module, "READER", "another")
     run(store, folder, reader)
     assert seen == ["bad.pdf"]
 
