@@ -30,17 +30,17 @@ from rag.reader import Reader
 from rag.words import one_line
 
 _TITLE = "substr(text, 1, instr(text || char(10), char(10)) - 1)"
+TWIN = f"""documents AS other JOIN document_access AS theirs ON theirs.document_id = other.id
+    AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
+    OR theirs.owner = access.owner AND NOT {OFFERED}) WHERE other.text_hash = documents.text_hash
+    AND documents.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)"""
 _COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated_at,
     {_TITLE} AS title,
     (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
     (SELECT json_group_array(group_name) FROM document_groups WHERE document_id = documents.id) AS groups,
-    COALESCE((SELECT other.name FROM documents AS other JOIN document_access AS theirs
-        ON theirs.document_id = other.id AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
-        OR theirs.owner = access.owner AND NOT {OFFERED})
-        WHERE other.text_hash = documents.text_hash
-        AND documents.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
-        ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as, owner, visibility, approval"""
-_SELECT = (
+    COALESCE((SELECT other.name FROM {TWIN} ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as,
+    owner, visibility, approval"""
+SELECT = (
     f"SELECT {_COLUMNS} FROM documents JOIN document_access AS access ON access.document_id = documents.id"
 )
 
@@ -128,7 +128,7 @@ class DocumentStore:
         with self.database.write() as connection:
             # the bytes inside the transaction: `sweep` then never sees a file whose row is still to come
             write_bytes(inside(self.folder, document_id), data)
-            _remove(connection, document_id)
+            remove(connection, document_id)
             connection.execute(
                 "INSERT INTO documents (id, name, kind, bytes, origin, status, error, text, created_at,"
                 " updated_at, quality, text_hash) VALUES (?,?,?,?,?,'pending','',?,?,?,?,?)",
@@ -215,14 +215,14 @@ class DocumentStore:
         condition = READABLE if viewer is not None else "?1 IS NULL"
         with self.database.read() as connection:
             rows = connection.execute(
-                f"{_SELECT} WHERE {condition} ORDER BY created_at DESC, name, id", (viewer,)
+                f"{SELECT} WHERE {condition} ORDER BY created_at DESC, name, id", (viewer,)
             ).fetchall()
         return [Document(**dict(row)) for row in rows]
 
     def find(self, document_id: str) -> Document | None:
         """The document with this id, or None."""
         with self.database.read() as connection:
-            row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
+            row = connection.execute(f"{SELECT} WHERE id = ?", (document_id,)).fetchone()
         return Document(**dict(row)) if row is not None else None
 
     def get(self, document_id: str) -> Document:
@@ -236,7 +236,7 @@ class DocumentStore:
         """Documents that wait for their vectors, oldest first."""
         with self.database.read() as connection:
             rows = connection.execute(
-                f"{_SELECT} WHERE status = 'pending' ORDER BY created_at, name DESC, id DESC"
+                f"{SELECT} WHERE status = 'pending' ORDER BY created_at, name DESC, id DESC"
             ).fetchall()
         return [Document(**dict(row)) for row in rows]
 
@@ -316,7 +316,7 @@ class DocumentStore:
         """
         document = self.get(document_id)
         with self.database.write() as connection:
-            _remove(connection, document_id)
+            remove(connection, document_id)
             bump_version(connection)
             audit(connection, actor, "document.delete", f"{document_id} {document.name}")
         # only now: killed before the commit, the row would stand without its bytes
@@ -387,7 +387,8 @@ def _save(connection: Any, document_id: str, ids: Ids, vectors: Vectors) -> bool
     return True
 
 
-def _remove(connection: Any, document_id: str) -> None:
+def remove(connection: Any, document_id: str) -> None:
+    """Inside the caller's transaction, take a document out of all tables."""
     ids = connection.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,)).fetchall()
     connection.executemany("DELETE FROM chunks_fts WHERE rowid = ?", [(row["id"],) for row in ids])
     connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
