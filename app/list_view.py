@@ -15,7 +15,7 @@ from rag.documents import Document
 LISTED = 100
 NAMED = 5
 FILTERS = {  # of rag.listing: the label, and what is said where nothing is found
-    "all": ("All", "No document is called that."),
+    "all": ("All", ""),
     "waiting": (
         "Waiting for approval",
         "Nothing waits for approval: what others add for everybody or a group would stand here.",
@@ -50,10 +50,8 @@ def find(parts: Resources) -> list[Document]:
     )
     choice = choice or "all"
     if not counts[choice]:
-        text = FILTERS[choice][1]
-        st.caption(
-            f":material/inbox: {text}" + (" (Of those with that name.)" if wanted and choice != "all" else "")
-        )
+        text = "None of these documents is called that." if wanted else FILTERS[choice][1]
+        st.caption(f":material/inbox: {text}")
         return []
     pages = -(-counts[choice] // LISTED)
     page = 1
