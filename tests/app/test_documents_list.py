@@ -1,4 +1,4 @@
-"""The list on the Documents page: filters with counts, pages, decisions on all that is shown, reading again."""
+"""The list on the Documents page: filters with counts, pages, decisions on all that is shown, retries."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_pages(parts: Resources, made: list[Document], monkeypatch: pytest.Monke
     at = choose(open_page("documents"), "waiting")
     first = rows(at)
     assert "1 to 2 of 5" in shown(at)
-    at.get("pagination")[0].set_value(3).run()
+    at.pagination(key=list_view.PAGE).set_value(3).run()
     assert "5 to 5 of 5" in shown(at)
     assert len(rows(at)) == 1
     assert not set(rows(at)) & set(first)
