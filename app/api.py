@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from app.asking import Asked, Question, Turn
+from app.documents_api import add_document_routes
 from app.guard import BodyTooLarge
 from app.resources import Resources
 from core.errors import (
@@ -29,9 +30,12 @@ from core.errors import (
     EngineUnavailable,
     NotFoundError,
     QuestionError,
+    QuotaError,
+    StorageError,
     UnderstudyError,
 )
 from core.types import Message
+from rag.access import api_account
 from rag.memory import MARK, marked
 from rag.prompt import is_refusal
 
@@ -42,6 +46,7 @@ STATUS: tuple[tuple[type[UnderstudyError], int], ...] = (
     (QuestionError, 400),
     (NotFoundError, 404),
     (ConflictError, 409),
+    (QuotaError, 429),
     (EngineBusy, 429),
     (EngineUnavailable, 503),
 )
@@ -111,24 +116,21 @@ def create_api(resources: Resources) -> FastAPI:
 
     @api.post("/feedback")
     def feedback(request: FeedbackRequest) -> dict[str, Any]:
-        user, store = _user(request.user), resources.feedback
+        user, store = api_account(request.user), resources.feedback
         store.vote(request.exchange_id, user, request.value, request.reason, request.comment)
         correction = None
         if request.correction.strip():
             correction = store.correct(request.exchange_id, user, request.correction)
         return {"exchange_id": request.exchange_id, "value": request.value, "correction_id": correction}
 
+    add_document_routes(api, resources)
     _add_error_handlers(api)
     return api
 
 
-def _user(name: str) -> str:
-    return f"api:{name}" if name else "api"
-
-
 def _start(resources: Resources, request: ChatRequest) -> Turn:
     question, history = _split(request.messages)
-    user = _user(request.user)
+    user = api_account(request.user)
     conversation = resources.feedback.start_conversation(user, question)
     model = "live" if request.model in (LIVE, "live") else request.model
     if model not in ("live", "base") and resources.registry.get(model).verdict == "refused":
@@ -265,6 +267,13 @@ def _add_error_handlers(api: FastAPI) -> None:
         kind = "server_error" if status >= 500 else "invalid_request_error"
         body = {"message": message, "type": kind, "param": None, "code": code}
         return JSONResponse({"error": body}, status)
+
+    @api.exception_handler(StorageError)
+    def full(_request: Request, error: StorageError) -> JSONResponse:
+        log.error("Nothing could be stored: %s", error)  # the sentence names folders
+        return answer(
+            "Nothing could be stored here. Ask the operator to look at the log.", 507, "StorageError"
+        )
 
     @api.exception_handler(UnderstudyError)
     def expected(_request: Request, error: UnderstudyError) -> JSONResponse:

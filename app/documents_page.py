@@ -12,6 +12,7 @@ from app.access_view import access_badges, access_buttons, who
 from app.answer_view import short
 from app.chunks_view import open_chunks
 from app.groups_view import show_groups
+from app.list_view import decide_shown, find
 from app.queue_view import show_queue, submit
 from app.resources import USER, Resources, resources
 from app.source_view import plain
@@ -25,7 +26,6 @@ from rag.documents import Document
 from rag.filetypes import KINDS
 from rag.quality import warnings
 
-LISTED = 100
 NAMED = 5  # files named in one sentence
 READ = 20_000  # characters of a document shown at once
 BADGES = {
@@ -44,7 +44,7 @@ def page() -> None:
     web_pages(parts)
     show_groups(parts)
     busy = show_queue(parts)
-    show_list(parts, parts.documents.list(USER), counted=not busy)
+    show_list(parts, counted=not busy)
 
 
 def upload(parts: Resources) -> None:
@@ -119,28 +119,30 @@ def _named(names: list[str]) -> str:
     return f"**{', '.join(names)}** were"
 
 
-def show_list(parts: Resources, documents: list[Document], *, counted: bool) -> None:
-    """Every document, or those with a name; `counted` unless the line above counts them as they get ready."""
-    ready = [document for document in documents if document.status == "ready"]
-    passages = f"{sum(d.chunks for d in ready):,} passages"
+def show_list(parts: Resources, *, counted: bool) -> None:
+    """A page of the documents; `counted` unless the line above counts them as they get ready."""
+    totals = parts.listing.totals(USER)
     st.subheader(
-        f"{len(ready)} ready, {passages}" if counted else f"{len(documents)} documents", anchor=False
+        f"{totals.ready:,} ready, {totals.passages:,} passages"
+        if counted
+        else f"{totals.documents:,} documents",
+        anchor=False,
     )
-    wanted = st.text_input("Find by name", placeholder="Find by name", label_visibility="collapsed") or ""
-    found = [d for d in documents if wanted.casefold() in f"{d.name} {d.title}".casefold()]
-    for document in found[:LISTED]:
-        row(parts, document)
-    if len(found) > LISTED:
-        st.caption(f"{len(found) - LISTED} more; narrow the list by name.")
-    if not documents:
+    if not totals.documents:
         st.info(
             "Nothing here yet. Add PDF, Office, HTML, Markdown, mail, e-book or text files above.",
             icon=":material/upload:",
         )
+        return
+    documents = find(parts)
+    decide_shown(parts, documents)
+    waiting = parts.queue.being_read_again()
+    for document in documents:
+        row(parts, document, waits=document.id in waiting)
 
 
-def row(parts: Resources, document: Document) -> None:
-    """One document with its state and its actions."""
+def row(parts: Resources, document: Document, *, waits: bool = False) -> None:
+    """One document with its state and its actions; `waits` when it failed and is to be read again."""
     with st.container(border=True, key=f"document-{document.id}"):
         left, right = st.columns([2, 1], vertical_alignment="center")
         with left:
@@ -157,7 +159,9 @@ def row(parts: Resources, document: Document) -> None:
                 st.caption(f":material/report: {safe_markdown('; '.join(found))}")
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if document.status == "failed" and st.button(
-                f"Retry{spoken(document.name)}", key=f"retry-{document.id}"
+                f"{'Waits to be read' if waits else 'Retry'}{spoken(document.name)}",
+                key=f"retry-{document.id}",
+                disabled=waits,
             ):
                 retry(parts, document)
             access_buttons(parts, document)
@@ -187,14 +191,9 @@ def details(document: Document) -> str:
 
 
 def retry(parts: Resources, document: Document) -> None:
-    """Read a failed document again from its stored bytes."""
+    """Let the worker read a failed document again; it stays in the list until that is done."""
     try:
-        parts.documents.add(
-            document.name,
-            parts.documents.original(document.id, USER),
-            document.origin,
-            access=document.access,
-        )
+        parts.queue.read_again(document.id, USER)
         submit(parts)
     except UnderstudyError as error:
         st.warning(safe_markdown(str(error)))

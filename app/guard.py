@@ -27,6 +27,8 @@ from app.login import Login
 from core.settings import Settings, is_loopback
 
 API_BODY_BYTES = 1_000_000
+UPLOADS = "/v1/documents"
+FORM_BYTES = 65_536  # what a form may hold beside its file
 CLOSED = ("/_stcore/metrics", "/_stcore/agent", "/_stcore/script-health-check", "/component/")
 OPEN = ("/login", "/logout", "/health")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -40,6 +42,7 @@ class Guard:
         self.app = app
         self.login = login
         self._loopback_only = not settings.password
+        self._upload_bytes = (settings.upload_mb << 20) + FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a refusal."""
@@ -58,7 +61,7 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send)
         elif scope["path"].startswith("/v1"):
-            await self.app(scope, _limited(receive), send)
+            await self.app(scope, _limited(receive, self._most(scope)), send)
         else:
             await self.app(scope, receive, send)
 
@@ -73,11 +76,15 @@ class Guard:
             return _error(path, "Requests from other sites are refused.", 403)
         if path.startswith(CLOSED):
             return PlainTextResponse("Not found", 404)
-        if path.startswith("/v1") and int(_length(connection)) > API_BODY_BYTES:
-            return _error(path, f"The request is larger than {API_BODY_BYTES:,} bytes.", 413)
+        if path.startswith("/v1") and int(_length(connection)) > self._most(scope):
+            return _error(path, f"The request is larger than {self._most(scope):,} bytes.", 413)
         if path not in OPEN and not self.login.knows(connection):
             return self._ask(path)
         return None
+
+    def _most(self, scope: Scope) -> int:
+        """The largest body of an API call: only the one that takes documents takes large ones."""
+        return self._upload_bytes if scope["path"].rstrip("/") == UPLOADS else API_BODY_BYTES
 
     def _ask(self, path: str) -> Response:
         if path.startswith("/v1"):
@@ -111,14 +118,14 @@ class BodyTooLarge(Exception):
     """More bytes came than the API reads (a chunked body has no length to refuse by)."""
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, most: int) -> Receive:
     seen = 0
 
     async def limited() -> Message:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > API_BODY_BYTES:
+        if seen > most:
             raise BodyTooLarge
         return message
 

@@ -92,9 +92,8 @@ def _summary(parts: Resources, counts: dict[str, int]) -> str:
     active = sum(counts[status] for status in ACTIVE)
     if active:
         return f"{counts['done']} of {counts['done'] + active} files are done"
-    documents = parts.documents.list()
-    ready = sum(document.status == "ready" for document in documents)
-    return f"{ready} of {len(documents)} documents are ready"
+    totals = parts.listing.totals(USER)
+    return f"{totals.ready} of {totals.documents} documents are ready"
 
 
 def _doing(job: Job) -> str:
@@ -153,9 +152,9 @@ def _all(parts: Resources, counts: dict[str, int]) -> None:
                 on_click=_cancel_waiting,
                 args=(parts,),
             )
-        if counts["failed"] or counts["cancelled"]:
+        if counts["finished"]:
             st.button(
-                "Clear what failed or was cancelled",
+                "Clear what is finished",
                 key="clear_queue",
                 icon=":material/clear_all:",
                 on_click=parts.queue.clear,

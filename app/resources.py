@@ -23,6 +23,7 @@ from feedback.review import Review
 from feedback.store import FeedbackStore
 from rag.access import OPERATOR
 from rag.documents import DocumentStore
+from rag.listing import Listing
 from rag.model import ModelClient, client_of
 from rag.page_view import PageViewer
 from rag.queue import Queue
@@ -42,6 +43,7 @@ class Resources:
         self.database = Database(settings.database)
         self.jobs = Jobs(self.database)
         self.documents = DocumentStore(self.database, settings)
+        self.listing = Listing(self.database)
         self.pages = PageViewer(self.documents)
         self.queue = Queue(self.database, self.documents, settings)
         self.feedback = FeedbackStore(self.database)

@@ -81,6 +81,8 @@ class Database:
                 factory=_Connection,
             )
             connection.row_factory = sqlite3.Row
+            # SQLite's own lower() knows ASCII alone
+            connection.create_function("casefold", 1, str.casefold, deterministic=True)
             _enter_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA foreign_keys=ON")

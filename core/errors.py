@@ -6,6 +6,7 @@
     ├── ConflictError          somebody else holds or changed the thing (lock, lease, promotion race)
     ├── StorageError           the disk is full or a path cannot be written; nothing half-written is left
     ├── DocumentError          a document cannot be read (broken, empty, too large, unknown type)
+    │   └── QuotaError         too many files of one user wait
     ├── QuestionError          a question cannot be asked (empty, or too long for the model)
     ├── ModelError             a model or adapter file is missing, malformed or does not fit
     ├── EngineError            the engine did not answer
@@ -54,6 +55,10 @@ class StorageError(UnderstudyError):
 
 class DocumentError(UnderstudyError):
     """A document cannot be read."""
+
+
+class QuotaError(DocumentError):
+    """Too many files of one user wait."""
 
 
 class QuestionError(UnderstudyError):

@@ -254,4 +254,15 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE intake ADD COLUMN added TEXT NOT NULL DEFAULT '[]';  -- JSON: ids of what was not there before
     """,
+    """
+    -- for the list of documents, without reading their texts; the last expression is the title, cut at 200
+    CREATE INDEX documents_listed ON documents(created_at DESC, name, id, status,
+        substr(text, 1, instr(substr(text, 1, 200) || char(10), char(10)) - 1));
+    CREATE INDEX documents_problems ON documents(id)
+        WHERE status = 'failed' OR json_remove(quality, '$.pages', '$.tables') != '{}';
+    CREATE INDEX chunks_off ON chunks(document_id) WHERE off;
+    ALTER TABLE intake ADD COLUMN again TEXT NOT NULL DEFAULT '';  -- the failed document that is read anew
+    ALTER TABLE intake ADD COLUMN approval TEXT NOT NULL DEFAULT '';  -- and what was decided about it
+    CREATE INDEX intake_again ON intake(again) WHERE again != '';
+    """,
 )

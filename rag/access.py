@@ -55,6 +55,11 @@ AUDIENCE = (  # as text: alike for documents of one owner that are given to the 
 )
 
 
+def api_account(name: str) -> str:
+    """The account of an API user with this name, which may be empty."""
+    return f"api:{name}" if name else "api"
+
+
 @dataclass(frozen=True)
 class Access:
     """All together; the default is that of samples and of everything the operator loads.

@@ -36,8 +36,7 @@ class Approval:
 
     def _decide(self, document_id: str, approval: str, reviewer: str) -> None:
         """Raises ConflictError when `reviewer` is none, NotFoundError when there is nothing to review."""
-        if reviewer != OPERATOR:
-            raise ConflictError("Only a reviewer decides about documents.", "Ask the operator.")
+        _require_reviewer(reviewer)
         with self.database.write() as connection:
             changed = connection.execute(
                 "UPDATE document_access AS access SET approval = ? WHERE document_id = ?"
@@ -49,6 +48,24 @@ class Approval:
                 audit(connection, reviewer, f"document.{approval}", document_id)
         if not changed:
             raise NotFoundError("That document waits for no decision (any more).", "Look at the list.")
+
+    def decide_all(self, document_ids: Collection[str], before: str, after: str, reviewer: str) -> list[str]:
+        """Decide at once about those of the documents whose approval is `before`; returns which they were.
+
+        Back to `waiting` undoes it. Raises ConflictError when `reviewer` is none.
+        """
+        _require_reviewer(reviewer)
+        with self.database.write() as connection:
+            rows = connection.execute(
+                "UPDATE document_access AS access SET approval = ? WHERE approval = ?"
+                f" AND document_id IN (SELECT value FROM json_each(?)) AND {OFFERED} RETURNING document_id",
+                (after, before, json.dumps(list(document_ids))),
+            ).fetchall()
+            if rows:
+                bump_version(connection)
+            for row in rows:
+                audit(connection, reviewer, f"document.{after}", row["document_id"])
+        return [str(row["document_id"]) for row in rows]
 
     def show_to(self, document_id: str, visibility: str, actor: str, groups: Collection[str] = ()) -> None:
         """Let its owner choose who may find it; what others see of it still needs its approval.
@@ -83,6 +100,11 @@ class Approval:
         with self.database.write() as connection:
             given = _show(connection, document.id, access.visibility, access.owner, access.groups)
         return given is not None
+
+
+def _require_reviewer(reviewer: str) -> None:
+    if reviewer != OPERATOR:
+        raise ConflictError("Only a reviewer decides about documents.", "Ask the operator.")
 
 
 def _show(

@@ -29,17 +29,17 @@ from rag.reader import Reader
 from rag.words import display_name
 
 _TITLE = "substr(text, 1, instr(text || char(10), char(10)) - 1)"
+TWIN = f"""documents AS other JOIN document_access AS theirs ON theirs.document_id = other.id
+    AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
+    OR theirs.owner = access.owner AND NOT {OFFERED}) WHERE other.text_hash = documents.text_hash
+    AND documents.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)"""
 _COLUMNS = f"""id, name, kind, bytes, origin, status, error, created_at, updated_at,
     {_TITLE} AS title,
     (SELECT COUNT(*) FROM chunks WHERE document_id = documents.id) AS chunks, quality,
     (SELECT json_group_array(group_name) FROM document_groups WHERE document_id = documents.id) AS groups,
-    COALESCE((SELECT other.name FROM documents AS other JOIN document_access AS theirs
-        ON theirs.document_id = other.id AND (theirs.visibility = 'everybody' AND theirs.approval = 'approved'
-        OR theirs.owner = access.owner AND NOT {OFFERED})
-        WHERE other.text_hash = documents.text_hash
-        AND documents.text_hash != '' AND (other.created_at, other.id) < (documents.created_at, documents.id)
-        ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as, owner, visibility, approval"""
-_SELECT = (
+    COALESCE((SELECT other.name FROM {TWIN} ORDER BY other.created_at, other.id LIMIT 1), '') AS same_as,
+    owner, visibility, approval"""
+SELECT = (
     f"SELECT {_COLUMNS} FROM documents JOIN document_access AS access ON access.document_id = documents.id"
 )
 
@@ -187,14 +187,14 @@ class DocumentStore:
         condition = READABLE if viewer is not None else "?1 IS NULL"
         with self.database.read() as connection:
             rows = connection.execute(
-                f"{_SELECT} WHERE {condition} ORDER BY created_at DESC, name, id", (viewer,)
+                f"{SELECT} WHERE {condition} ORDER BY created_at DESC, name, id", (viewer,)
             ).fetchall()
         return [Document(**dict(row)) for row in rows]
 
     def find(self, document_id: str) -> Document | None:
         """The document with this id, or None."""
         with self.database.read() as connection:
-            row = connection.execute(f"{_SELECT} WHERE id = ?", (document_id,)).fetchone()
+            row = connection.execute(f"{SELECT} WHERE id = ?", (document_id,)).fetchone()
         return Document(**dict(row)) if row is not None else None
 
     def get(self, document_id: str) -> Document:
@@ -208,7 +208,7 @@ class DocumentStore:
         """Documents that wait for their vectors, oldest first."""
         with self.database.read() as connection:
             rows = connection.execute(
-                f"{_SELECT} WHERE status = 'pending' ORDER BY created_at, name DESC, id DESC"
+                f"{SELECT} WHERE status = 'pending' ORDER BY created_at, name DESC, id DESC"
             ).fetchall()
         return [Document(**dict(row)) for row in rows]
 

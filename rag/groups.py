@@ -51,6 +51,12 @@ class Groups:
             ).fetchall()
         return [Group(row["name"], tuple(json.loads(row["members"])), row["documents"]) for row in rows]
 
+    def require_member(self, account: str, names: Collection[str]) -> None:
+        """Raises NotFoundError when one of the groups is not there, or the account is not in it."""
+        mine = {group.name for group in self.all() if account in group.members}
+        if not mine.issuperset(names):
+            raise NotFoundError("There is no such group of yours (any more).", "Ask the operator.")
+
     def create(self, name: str, actor: str = OPERATOR) -> str:
         """Make an empty group and return its name as it is kept (raises ConflictError when it is there)."""
         _require_operator(actor)

@@ -17,17 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.db import Database, audit, new_id, now_ms
-from core.errors import ConflictError, DocumentError, NotFoundError
+from core.errors import ConflictError, DocumentError, NotFoundError, QuotaError
 from core.files import inside, require_space, write_bytes
 from core.settings import Settings
 from rag.access import OPERATOR, new_access
-from rag.documents import SYNCED, DocumentStore, remove
+from rag.documents import SYNCED, Document, DocumentStore, remove
 from rag.passages import bump_version
 from rag.words import display_name
 
 ACTIVE = ("waiting", "reading", "embedding")
 DONE = ("ready", "failed", "cancelled")
 _MINE = "(?1 = 'local' OR owner = ?1)"  # the operator may act on everybody's files
+_FINISHED = "(status IN ('failed', 'cancelled') OR status = 'ready' AND error != '')"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Entry:
     """One file in the queue. `root` and `path` say where a folder's file lies; times are UTC milliseconds.
 
     `error` and `next_step` say why it failed or, when it is ready, what of an archive was refused and which
-    documents were known and are now found by others.
+    documents were known and are now found by others. `again` is the failed document that is read once more,
+    `approval` what was decided about it.
     """
 
     seq: int
@@ -57,6 +59,8 @@ class Entry:
     visibility: str  # of its documents, see `rag.access`
     group_names: tuple[str, ...] = ()  # to which they are given
     added: tuple[str, ...] = ()  # those of the documents that were not there before
+    again: str = ""
+    approval: str = ""
 
     @property
     def active(self) -> bool:
@@ -86,10 +90,34 @@ class Queue:
     ) -> Entry:
         """Queue an upload; bytes that the same user has in the queue already are not queued twice.
 
-        Raises DocumentError when it is empty or too large, or when too many files of this user wait.
+        Raises DocumentError when it is empty or too large, QuotaError when too many files of this user wait.
         """
         self.documents.check_size(len(data))
         new_access(self.settings, owner, visibility)
+        return self._put(data, (display_name(name), "upload", owner, visibility), groups)
+
+    def read_again(self, document_id: str, actor: str = OPERATOR) -> Entry:
+        """Queue the stored bytes of a failed document, which stays until they are read (raises as `put`).
+
+        Raises NotFoundError when there is no such document that the actor may read.
+        """
+        try:
+            data = self.documents.original(document_id, actor)
+        except FileNotFoundError:
+            raise DocumentError("The stored file is gone.", "Add it again.") from None
+        document = self.documents.get(document_id)
+        row = (document.name, document.origin, document.owner, document.visibility)
+        return self._put(data, row, document.access.groups, document)
+
+    def _put(
+        self,
+        data: bytes,
+        row: tuple[str, str, str, str],
+        groups: Sequence[str],
+        again: Document | None = None,
+    ) -> Entry:
+        """Queue bytes; `row` holds name, origin, owner and visibility."""
+        name, origin, owner, visibility = row
         digest = hashlib.sha256(data).hexdigest()
         given = json.dumps(sorted(groups))
         known = self._same(owner, digest, visibility, given)
@@ -102,12 +130,16 @@ class Queue:
         with self.database.write() as connection:
             try:
                 self._require_room(connection, owner)
-            except DocumentError:
+            except QuotaError:
                 if known is None:
                     inside(self.folder, entry_id).unlink()
                 raise
-            row = (display_name(name), len(data), digest, "upload", "", "", owner, visibility, given)
-            _insert(connection, entry_id, row)
+            values = (name, len(data), digest, origin, "", "", owner, visibility, given)
+            _insert(connection, entry_id, values)
+            connection.execute(
+                "UPDATE intake SET origin = ?, again = ?, approval = ? WHERE id = ?",
+                (origin, *((again.id, again.approval) if again else ("", "")), entry_id),
+            )
         return self.get(entry_id)
 
     def put_files(self, root: str, files: Sequence[tuple[str, int]], present: Iterable[str]) -> Entries:
@@ -145,7 +177,7 @@ class Queue:
             "SELECT COUNT(*) AS n FROM intake WHERE owner = ? AND root = '' AND status = 'waiting'", (owner,)
         ).fetchone()["n"]
         if waiting >= self.settings.waiting_files:
-            raise DocumentError(
+            raise QuotaError(
                 f"{waiting} of your files wait already, and more than {self.settings.waiting_files} may not.",
                 "Add it when some of them are read, or cancel some.",
             )
@@ -157,23 +189,35 @@ class Queue:
             raise NotFoundError("That file is not in the queue (any more).", "Look at the Documents page.")
         return found[0]
 
-    def list(self, limit: int = 50) -> Entries:
-        """What is at work and what waits, in order, then what failed, was cancelled or needs a word."""
+    def list(self, limit: int = 50, actor: str = OPERATOR) -> Entries:
+        """What is at work and what waits, in order, then what failed, was cancelled or needs a word.
+
+        Of this user; the operator sees everybody's.
+        """
         return self._rows(
-            "WHERE status != 'ready' OR error != '' ORDER BY CASE status WHEN 'reading' THEN 0"
-            " WHEN 'embedding' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, seq LIMIT ?",
-            limit,
+            f"WHERE {_MINE} AND (status != 'ready' OR error != '') ORDER BY CASE status WHEN 'reading' THEN 0"
+            " WHEN 'embedding' THEN 0 WHEN 'waiting' THEN 1 ELSE 2 END, seq LIMIT ?2",
+            *(actor, limit),
         )
 
+    def being_read_again(self) -> set[str]:
+        """The ids of failed documents that wait to be read once more."""
+        return {entry.again for entry in self._rows("WHERE again != '' AND status IN ('waiting', 'reading')")}
+
     def counts(self) -> dict[str, int]:
-        """How many files have each status; `done` are those settled since the oldest active one came."""
+        """How many files have each status; `done` are those settled since the oldest active one came.
+
+        `finished` are those at rest that `list` shows and `clear` forgets.
+        """
         with self.database.read() as connection:
             rows = connection.execute("SELECT status, COUNT(*) AS n FROM intake GROUP BY status").fetchall()
             done = connection.execute(
                 "SELECT COUNT(*) AS n FROM intake WHERE status IN ('ready', 'failed') AND updated_at >="
                 " (SELECT MIN(created_at) FROM intake WHERE status IN ('waiting', 'reading', 'embedding'))"
             ).fetchone()
-        return dict.fromkeys((*ACTIVE, *DONE), 0) | {r["status"]: r["n"] for r in rows} | {"done": done["n"]}
+            rest = connection.execute(f"SELECT COUNT(*) AS n FROM intake WHERE {_FINISHED}").fetchone()
+        counts = dict.fromkeys((*ACTIVE, *DONE), 0) | {row["status"]: row["n"] for row in rows}
+        return counts | {"done": done["n"], "finished": rest["n"]}
 
     def active(self) -> int:
         """How many files are not done."""
@@ -198,7 +242,7 @@ class Queue:
 
         Raises ConflictError when it is neither, NotFoundError when it is somebody else's.
         """
-        entry = self._own(entry_id, actor)
+        entry = self.own(entry_id, actor)
         with self.database.write() as connection:
             changed = connection.execute(
                 "UPDATE intake SET status = 'waiting', error = '', next_step = '', deaths = 0,"
@@ -214,7 +258,7 @@ class Queue:
 
         Raises ConflictError when it is done, NotFoundError when it is somebody else's.
         """
-        entry = self._own(entry_id, actor)
+        entry = self.own(entry_id, actor)
         with self.database.write() as connection:
             row = connection.execute(
                 "UPDATE intake SET status = 'cancelled', updated_at = ? WHERE id = ?"
@@ -238,18 +282,22 @@ class Queue:
             audit(connection, actor, "queue.cancel", f"{count} waiting files")
         return count
 
-    def clear(self, actor: str = OPERATOR) -> None:
-        """Forget what failed, was cancelled or is ready, with the bytes that were kept to try again."""
+    def clear(self, actor: str = OPERATOR, entry_id: str | None = None) -> None:
+        """Forget what failed, was cancelled or is ready with a word, and the bytes that were kept of it.
+
+        With an id only that entry, which may also be ready without a word.
+        """
         with self.database.write() as connection:
             rows = connection.execute(
-                "DELETE FROM intake WHERE status IN ('ready', 'failed', 'cancelled')"
-                f" AND {_MINE} RETURNING id",
-                (actor,),
+                f"DELETE FROM intake WHERE {_MINE} AND (?2 IS NULL AND {_FINISHED}"
+                " OR id = ?2 AND status IN ('ready', 'failed', 'cancelled')) RETURNING id",
+                (actor, entry_id),
             ).fetchall()
         for row in rows:
             inside(self.folder, row["id"]).unlink(missing_ok=True)
 
-    def _own(self, entry_id: str, actor: str) -> Entry:
+    def own(self, entry_id: str, actor: str) -> Entry:
+        """The actor's entry with this id (raises NotFoundError, also for somebody else's)."""
         entry = self.get(entry_id)
         if actor not in (OPERATOR, entry.owner):
             raise NotFoundError("That file is not in the queue (any more).", "Look at the Documents page.")
@@ -264,7 +312,8 @@ def drop(connection: Any, entry: Entry, documents: Sequence[str], added: Sequenc
     """Remove a cancelled entry's documents that it `added` or that are pending, unless others name them.
 
     Others are sources and entries that are being embedded. The entry's own source is read again by its next
-    run. The row says how many documents stay: they were there before, or came another way since.
+    run. A document that was read `again` is failed, as before, with its bytes. The row says how many of its
+    documents stay: they were there before, or came another way since.
     """
     named = json.dumps(list(documents))
     theirs = connection.execute(
@@ -279,8 +328,14 @@ def drop(connection: Any, entry: Entry, documents: Sequence[str], added: Sequenc
     ).fetchall()
     mine = {row["id"] for row in there if row["status"] == "pending" or row["id"] in added}
     mine -= {row["id"] for row in theirs}
-    for document_id in mine:
+    for document_id in mine - {entry.again}:
         remove(connection, document_id)
+    if entry.again in mine:
+        connection.execute(
+            "UPDATE documents SET status = 'failed', error = 'Reading it again was cancelled.'"
+            " WHERE id = ? AND status = 'pending'",
+            (entry.again,),
+        )
     if mine:
         bump_version(connection)
         connection.execute(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from core.db import now_ms
 from core.errors import DocumentError, UnderstudyError
 from core.files import inside
-from rag.documents import Document
+from rag.documents import Document, remove
 from rag.queue import Entry, Queue, drop, entry_of
 
 log = logging.getLogger("understudy.queue")
@@ -36,6 +36,11 @@ class QueueWork:
         Only for the holder of the ingest lock.
         """
         with self.queue.database.write() as connection:
+            connection.execute(  # failed documents that were to be read again, but were deleted or came anew
+                "DELETE FROM intake INDEXED BY intake_again"
+                " WHERE again != '' AND status = 'waiting' AND NOT EXISTS"
+                " (SELECT 1 FROM documents WHERE id = intake.again AND status != 'ready')"
+            )
             row = connection.execute(
                 "UPDATE intake SET status = 'reading', error = '', next_step = '', updated_at = ?1"
                 " WHERE seq = (SELECT MIN(seq) FROM intake WHERE status = 'waiting'"
@@ -76,6 +81,13 @@ class QueueWork:
             with self.queue.database.write() as connection:
                 drop(connection, entry, documents, added)
             return False
+        if entry.again:  # the same bytes of the same owner: what was decided about them stands
+            with self.queue.database.write() as connection:
+                connection.execute(
+                    "UPDATE document_access SET approval = ? WHERE owner = ?"
+                    " AND document_id IN (SELECT value FROM json_each(?))",
+                    (entry.approval, entry.owner, json.dumps(list(documents))),
+                )
         return True
 
     def fail(self, entry: Entry, error: UnderstudyError) -> None:
@@ -117,9 +129,14 @@ class QueueWork:
             rows = connection.execute(
                 "UPDATE intake SET status = 'ready', updated_at = ? WHERE status = 'embedding' AND NOT EXISTS"
                 " (SELECT 1 FROM json_each(intake.documents) AS entry JOIN documents"
-                " ON documents.id = entry.value WHERE documents.status = 'pending') RETURNING id, root",
+                " ON documents.id = entry.value WHERE documents.status = 'pending')"
+                " RETURNING id, root, again",
                 (now,),
             ).fetchall()
+            for row in rows:  # read anew under another id, since it is for others than before
+                failed = "SELECT 1 FROM documents WHERE id = ? AND status = 'failed'"
+                if row["again"] and connection.execute(failed, (row["again"],)).fetchone():
+                    remove(connection, row["again"])
         for row in rows:
             if not row["root"]:
                 inside(self.queue.folder, row["id"]).unlink(missing_ok=True)

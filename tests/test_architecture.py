@@ -97,6 +97,7 @@ SQL_FILES = (
     "rag/chunk_carry.py",
     "rag/chunk_edits.py",
     "rag/documents.py",
+    "rag/listing.py",
     "rag/passages.py",
     "rag/lexical.py",
     "rag/sources.py",

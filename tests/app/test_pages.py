@@ -163,7 +163,7 @@ def test_expected_errors_are_sentences(parts: Resources, monkeypatch: pytest.Mon
 
 SECRET = "/srv/secret/path SELECT * FROM votes UNDERSTUDY_PASSWORD=hunter2"
 PROVOKED = [
-    ("documents", "documents", "list"), ("training", "feedback", "counts"), ("training", "review", "pending"),
+    ("documents", "listing", "page"), ("training", "feedback", "counts"), ("training", "review", "pending"),
     ("adapters", "registry", "all"), ("adapters", "registry", "history"), ("", "feedback", "conversations"),
     ("", "documents", "list"), ("documents", "jobs", "list"), ("adapters", "registry", "on_stage"),
 ]  # fmt: skip

@@ -119,7 +119,7 @@ def test_cancel_and_retry(queue: Queue, ingestor: Ingestor) -> None:
     assert set(statuses(queue).values()) == {"ready"}
     with pytest.raises(ConflictError, match="is done"):
         queue.cancel(entry.id)
-    queue.clear()
+    queue.clear(entry_id=entry.id)
     with pytest.raises(NotFoundError):
         queue.cancel(entry.id)
 

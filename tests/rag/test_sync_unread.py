@@ -19,6 +19,7 @@ from rag.ingest import Ingestor, main
 from rag.queue import Queue
 from rag.reader import Reader
 from rag.sources import SourceStore
+from rag.sync import sync
 from tests.rag.conftest import titles
 from tests.rag.test_sync import folder, run
 
@@ -60,7 +61,7 @@ def test_what_lies_below_an_unreadable_folder_stays(
     with monkeypatch.context():
         deny(folder / "deep")
         said: list[str] = []
-        changes = ingest.sync(store, folder, reader, said.append)
+        changes = sync(store, folder, reader, said.append)
     assert changes.unread == [("deep", "The folder cannot be read: Permission denied.")]
     assert any(line.startswith("unread     deep: The folder cannot be read") for line in said)
     assert changes.removed == 2
