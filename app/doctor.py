@@ -23,6 +23,7 @@ from core.endpoint import address, headers, record
 from core.errors import UnderstudyError
 from core.files import read_json, sha256_of
 from core.settings import PROJECT, Settings, is_loopback, load_settings
+from rag.ocr import Ocr
 
 Level = Literal["ok", "warn", "fail"]
 # below these a published advisory applies; checked offline, whatever the pins say
@@ -309,6 +310,18 @@ def same(seen: Any, wanted: Any) -> bool:
     return list(seen) == list(wanted) if isinstance(wanted, list) else bool(seen == wanted)
 
 
+def ocr(settings: Settings) -> Iterator[Finding]:
+    """Tesseract and the languages of scanned pages."""
+    found = Ocr(settings.ocr_languages)
+    if not found.available:
+        seen = "Tesseract is not installed, so scanned pages are not read"
+    elif found.lacking:
+        seen = f"Tesseract has no data for {', '.join(found.lacking)}; it has {', '.join(found.installed)}"
+    else:
+        seen = f"Tesseract reads {settings.ocr_languages}; it has {', '.join(found.installed)}"
+    yield Finding("warn" if found.lacking else "ok", "ocr", seen, f"Install it {found.mend}.")
+
+
 def optional(_settings: Settings) -> Iterator[Finding]:
     """What only tests or extras use."""
     for program, use in (("chromium", "browser tests"), ("c++", "compiling llama-cpp-python")):
@@ -317,5 +330,5 @@ def optional(_settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    python, packages, advisories, native, machine, model, state, ports, safety, optional,
+    python, packages, advisories, native, machine, model, state, ports, safety, ocr, optional,
 )  # fmt: skip

@@ -57,6 +57,7 @@ class Settings:
     support_threshold: float = 0.6  # share of a reply's words its cited units must hold
     answer_from_memory: bool = False  # show what an adapter says, marked, where no document holds the answer
     upload_mb: int = 25  # largest document
+    ocr_languages: str = "eng"  # languages of scanned pages as Tesseract names them, such as "eng+deu"
     crawl: bool = False  # let `understudy crawl` and the Documents page fetch web pages
     crawl_hosts: str = ""  # intranet hosts that may be crawled, such as "wiki.local, docs.local:8080"
     waiting_files: int = 500  # files of one user that may wait to be read
@@ -170,6 +171,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 # exactly one host each: no wildcard, no network, no address with a path
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+# names of Tesseract's data: they go onto its command line
+_OCR = re.compile(r"[A-Za-z]{3,12}(?:_[A-Za-z]{3,8}){0,2}")
 # a scheme, a host, perhaps a port and a path below which /v1 lies
 _ENDPOINT = re.compile(
     r"https?://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
@@ -204,6 +207,11 @@ def _check(settings: Settings) -> None:
                 f"Setting crawl_hosts names {host!r}, which is not a host.",
                 "Name hosts as they stand in an address, such as wiki.local or docs.local:8080.",
             )
+    if not all(_OCR.fullmatch(language) for language in settings.ocr_languages.split("+")):
+        raise SettingsError(
+            f"Setting ocr_languages is {settings.ocr_languages[:80]!r}, which names no languages.",
+            "Give them as Tesseract names them, such as eng or eng+deu.",
+        )
     if settings.endpoint and not _ENDPOINT.fullmatch(settings.endpoint):
         raise SettingsError(
             f"Setting endpoint is {settings.endpoint[:80]!r}, which is not the address of a server.",

@@ -23,22 +23,27 @@ from rag.loaders_odf import read_odf
 from rag.loaders_office import read_pptx
 from rag.loaders_pdf import read_pdf
 from rag.loaders_xlsx import read_xlsx
+from rag.ocr import LANGUAGES
 from rag.outline import Extracted, Outline, row_text
 
 MAX_ROWS = 200_000
 LONG_VALUE = 200
 
 
-def extract(name: str, data: bytes) -> Extracted:
+def extract(name: str, data: bytes, languages: str = LANGUAGES) -> Extracted:
     """Read a document in this process (see `Reader` for files from outside).
 
-    Raises DocumentError with the reason when it cannot be read.
+    `languages` are those of scanned pages, see `rag.ocr`. Raises DocumentError with the reason when it
+    cannot be read.
     """
     kind = kind_of(name, data)
     if kind == "zip":
         raise DocumentError("An archive is no document.", "Its files are read one by one.")
     outline = Outline(kind, name)
-    _PARSERS[kind](data, outline)
+    if kind == "pdf":
+        read_pdf(data, outline, languages)
+    else:
+        _PARSERS[kind](data, outline)
     return outline.finish()
 
 
@@ -179,7 +184,6 @@ def _words(value: Any) -> str:
 _PARSERS: dict[str, Callable[[bytes, Outline], None]] = {
     "markdown": _markdown,
     "html": read_html,
-    "pdf": read_pdf,
     "docx": read_docx,
     "pptx": read_pptx,
     "xlsx": read_xlsx,

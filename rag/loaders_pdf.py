@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import DocumentError, first_line
-from rag.ocr import NOT_INSTALLED, Ocr
+from rag.ocr import LANGUAGES, Ocr
 from rag.outline import Outline
 from rag.page_lines import Run, is_marker
 from rag.pages import lay_out
@@ -30,9 +30,10 @@ class _Style:
     white: bool
 
 
-def read_pdf(data: bytes, outline: Outline) -> None:
+def read_pdf(data: bytes, outline: Outline, languages: str = LANGUAGES) -> None:
     """Text by its place on the page. Pages without text are read by Tesseract when it is installed.
 
+    `languages` are those of scanned pages, see `rag.ocr`.
     Raises DocumentError for broken and encrypted files and for scans that cannot be read.
     """
     import pypdfium2
@@ -51,13 +52,12 @@ def read_pdf(data: bytes, outline: Outline) -> None:
         raise DocumentError("The PDF is broken: it has no pages.", "Save it again as PDF.")
     if not data.rstrip(b"\0\r\n\t ")[-1024:].rstrip().endswith(b"%%EOF") and b"%%EOF" not in data[-4096:]:
         raise DocumentError("The PDF is cut off: its end is missing.", "Copy it again, whole.")
-    _read(document, outline)
+    _read(document, outline, Ocr(languages))
 
 
-def _read(document: Any, outline: Outline) -> None:
+def _read(document: Any, outline: Outline, ocr: Ocr) -> None:
     import pypdfium2
 
-    ocr = Ocr()
     pages: list[list[Run]] = []
     scanned = 0
     for number in range(len(document)):
@@ -81,8 +81,14 @@ def _read(document: Any, outline: Outline) -> None:
 
 
 def _nothing(scanned: int, ocr: Ocr) -> tuple[str, str]:
-    if scanned and not ocr.available:
-        return NOT_INSTALLED
+    if scanned and ocr.lacking:
+        lacks = (
+            f"Tesseract has no data for {', '.join(ocr.lacking)}"
+            if ocr.available
+            else "Tesseract is not installed"
+        )
+        message = f"No text found; scanned pages need OCR, and {lacks}."
+        return message, f"Install it {ocr.mend} and add the file again."
     if scanned:
         return "No text was found on the scanned pages.", "Scan them again, straight and at 300 dpi."
     return "No text found; the pages hold drawings only, and OCR reads scanned pages.", ""

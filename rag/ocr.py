@@ -10,29 +10,44 @@ import io
 import shutil
 import subprocess
 import time
+from functools import cache
 from typing import Any
 
 from rag.page_lines import Run
 
 DPI = 300
 SECONDS = 45.0  # for all pages of a document; the reader's own limit is 60
-NOT_INSTALLED = (
-    "No text found; scanned pages need OCR, and Tesseract is not installed.",
-    "Install it (Debian: apt install tesseract-ocr) and add the file again.",
-)
+LANGUAGES = "eng"
 
 
 class Ocr:
-    """Reads page images until its time is used up."""
+    """Reads page images until its time is used up. `languages` are Tesseract's names, joined by `+`."""
 
-    def __init__(self) -> None:
+    def __init__(self, languages: str = LANGUAGES) -> None:
         self._program = shutil.which("tesseract")
+        self._languages = languages
         self._until = time.monotonic() + SECONDS
 
     @property
     def available(self) -> bool:
         """Whether Tesseract was found."""
         return self._program is not None
+
+    @property
+    def installed(self) -> list[str]:
+        """The languages that Tesseract has data for, in order."""
+        return sorted(_installed(self._program)) if self._program else []
+
+    @property
+    def lacking(self) -> list[str]:
+        """Those of the wanted languages that it has no data for."""
+        return [one for one in self._languages.split("+") if one not in self.installed]
+
+    @property
+    def mend(self) -> str:
+        """How to install what is lacking."""
+        names = [f"tesseract-ocr-{one.lower().replace('_', '-')}" for one in self.lacking]
+        return f"(Debian: apt install {' '.join(['tesseract-ocr', *names])})"
 
     def runs(self, page: Any) -> list[Run]:
         """The words of a PDFium page, line by line, in points; none when there is no time left."""
@@ -48,7 +63,7 @@ class Ocr:
         image = b"P5 %d %d 255\n" % (bitmap.width, bitmap.height) + packed
         try:
             done = subprocess.run(
-                [self._program, "stdin", "stdout", "--dpi", str(DPI), "tsv"],
+                [self._program, "stdin", "stdout", "-l", self._languages, "--dpi", str(DPI), "tsv"],
                 input=image,
                 capture_output=True,
                 timeout=left,
@@ -57,6 +72,16 @@ class Ocr:
         except (subprocess.TimeoutExpired, OSError):
             return []
         return _lines(done.stdout.decode("utf-8", "replace"), scale, bitmap.height)
+
+
+@cache
+def _installed(program: str) -> frozenset[str]:
+    """The languages that `tesseract --list-langs` names, below a line that says where they lie."""
+    try:
+        done = subprocess.run([program, "--list-langs"], capture_output=True, timeout=10, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return frozenset()
+    return frozenset(line for line in done.stdout.decode("utf-8", "replace").split("\n")[1:] if line)
 
 
 def _lines(table: str, scale: float, height: int) -> list[Run]:

@@ -3,7 +3,8 @@
 It has 1 GiB of memory, 30 s of processor time and 60 s in all per file, may not write files, and, where the
 kernel lets users make namespaces, lives in a network namespace of its own that has no way out.
 
-Protocol on the child's pipes: a JSON line `{"name", "size"}` and the bytes go in, one JSON line comes out.
+Protocol on the child's pipes: a JSON line `{"name", "size", "tokens", "ocr"}` and the bytes go in, one JSON
+line comes out; `"ocr"` has the languages of scanned pages.
 With `"scan"` in the line a page's links or a sitemap's are read instead (`rag.loaders_links`).
 With `"place"` in the line a page of the PDF is drawn instead (`rag.page_image`).
 """
@@ -60,7 +61,9 @@ class Reader:
 
     def read_chunks(self, name: str, data: bytes, tokens: int) -> tuple[Extracted, list[Chunk]]:
         """The same, and the document cut into chunks of at most so many tokens (see `rag.chunks`)."""
-        answer = self._answer({"name": name, "tokens": tokens}, data, WALL_SECONDS)
+        answer = self._answer(
+            {"name": name, "tokens": tokens, "ocr": self._settings.ocr_languages}, data, WALL_SECONDS
+        )
         sections = tuple(Section(**section) for section in answer["sections"])
         text = answer["text"]
         extracted = Extracted(answer["kind"], answer["title"], text, sections, answer["quality"])
@@ -156,7 +159,7 @@ def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
         if "place" in request:
             png, marks = draw(data, Place(**request["place"]))
             return {"png": base64.b64encode(png).decode("ascii"), "marks": marks}
-        extracted = extract(request["name"], data)
+        extracted = extract(request["name"], data, request["ocr"])
         tokens = request["tokens"]
         found = chunk(extracted, tokens) if tokens else []
         places = [(piece.heading, piece.page, piece.start, piece.end) for piece in found]

@@ -37,7 +37,7 @@ class SiteDocuments:
         self._lock = lock
         self._rows = SourceStore(store.database, root)
         self._report = report
-        self._reader_version = reader_version()
+        self._reader_version = reader_version(store.settings.ocr_languages)
         self._gone: set[str] = set()
         self.known = self._rows.all()
 

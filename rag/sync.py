@@ -69,7 +69,7 @@ def sync(
     sources = SourceStore(store.database, str(root.resolve()))
     known = sources.all()
     changes = Changes()
-    run = _Run(store, sources, reader, report, changes, reader_version())
+    run = _Run(store, sources, reader, report, changes, reader_version(store.settings.ocr_languages))
 
     def unlisted(folder: Path, reason: str) -> None:
         run.unread(str(folder.relative_to(root)), reason)
@@ -108,7 +108,8 @@ def sync(
 def read_queued(store: DocumentStore, work: QueueWork, entry: Entry, reader: Reader) -> Documents:
     """Read a claimed file of a folder that an earlier run queued; returns its documents."""
     sources = SourceStore(store.database, entry.root)
-    run = _Run(store, sources, reader, lambda line: None, Changes(), reader_version())
+    version = reader_version(store.settings.ocr_languages)
+    run = _Run(store, sources, reader, lambda line: None, Changes(), version)
     return run.entry(work, entry, {})
 
 
@@ -200,9 +201,10 @@ class _Run:
         return not before.error or before.reader == self.version
 
 
-def reader_version() -> str:
-    """What decides whether a file can be read: the loaders' version and the programs that are installed."""
-    return f"{READER}{' tesseract' if Ocr().available else ''}"
+def reader_version(languages: str) -> str:
+    """What decides whether a file can be read: the loaders' version and how scanned pages are read."""
+    ocr = Ocr(languages)
+    return " ".join([READER, *(one for one in languages.split("+") if one not in ocr.lacking)])
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

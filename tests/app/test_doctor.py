@@ -129,3 +129,25 @@ def test_a_silent_endpoint_is_found(tmp_path: Path) -> None:
         found = list(doctor.model(Settings(data_dir=tmp_path, model="house", endpoint=address)))
     assert levels(found) == {"endpoint": "fail", "model file": "warn"}
     assert all(finding.next_step for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("languages", "level", "says"),
+    [
+        ("eng", "ok", "reads eng; it has eng, osd"),
+        ("eng+deu", "warn", "no data for deu; it has eng, osd"),
+        (None, "warn", "not installed"),
+    ],
+)
+def test_tesseract_and_its_languages_are_looked_at(
+    languages: str | None, level: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if languages:
+        program = tmp_path / "tesseract"
+        program.write_text("#!/bin/sh\necho 'List of available languages (2):'\necho osd\necho eng\n")
+        program.chmod(0o755)
+    [finding] = doctor.ocr(Settings(data_dir=tmp_path, ocr_languages=languages or "deu"))
+    assert finding.level == level
+    assert says in finding.seen
+    assert level == "ok" or "apt install tesseract-ocr tesseract-ocr-deu" in finding.next_step

@@ -198,3 +198,14 @@ def test_an_endpoint_is_an_address(address: str) -> None:
 def test_other_endpoints_are_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="not the address of a server"):
         load_settings({}, endpoint=address)
+
+
+@pytest.mark.parametrize("languages", ["eng", "eng+deu", "chi_sim_vert+osd"])
+def test_languages_are_named_as_tesseract_names_them(languages: str) -> None:
+    assert load_settings({}, ocr_languages=languages).ocr_languages == languages
+
+
+@pytest.mark.parametrize("languages", ["", "eng+", "eng,deu", "-l", "../eng", "eng deu", "script/Latin"])
+def test_other_languages_are_refused(languages: str) -> None:
+    with pytest.raises(SettingsError, match="ocr_languages"):
+        load_settings({}, ocr_languages=languages)
