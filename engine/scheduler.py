@@ -184,6 +184,7 @@ class Scheduler:
             self.reason = str(error)
             self.state = "failed"
         else:
+            self._line.slots = self._backend.slots
             self.state = "ready"
             while self._wait():
                 self._turn()
@@ -292,8 +293,9 @@ class Scheduler:
 
     def _left(self, ticket: Ticket, end: str, tokens: int = 0, seconds: float = 0.0) -> None:
         self.metrics.ended(end, tokens, seconds)
-        with self._changed:
-            self._line.leave("" if ticket.trial else ticket.request.user)
+        if ticket.started and not ticket.trial:
+            with self._changed:
+                self._line.leave(ticket.request.user)
 
     def _refuse(self) -> None:
         for ticket in self._working.values():

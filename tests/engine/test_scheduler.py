@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,49 @@ def test_users_take_turns_and_have_a_limit(scheduler: Scheduler) -> None:
     for client in (*greedy, modest, nameless):
         assert client.done.wait(20)
     assert Client(scheduler, "quick", user="greedy").done.wait(20)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_one_who_asks_a_lot_keeps_nobody_waiting(tmp_path: Path, slots: int) -> None:
+    """Of 20 requests those beyond the limit are refused; whoever comes later is served next."""
+    write_json(tmp_path / "script.json", LINES)
+    scheduler = Scheduler(ScriptedBackend(tmp_path / "script.json", slots=slots), lambda _: None)
+    scheduler.start()
+    until(lambda: scheduler.state == "ready")
+    greedy = []
+    for number in range(20):
+        with suppress(EngineBusy):
+            greedy.append(Client(scheduler, "slow", user="greedy"))
+        until(lambda number=number: scheduler.load["running"] == min(slots, number + 1))
+    assert scheduler.load["waiting"] == USER_LIMIT
+    modest = [Client(scheduler, "slow", user="modest") for _ in range(2)]
+    for taken in range(2 if slots > 1 else 1):
+        scheduler.cancel(greedy[taken].ticket)
+        until(lambda taken=taken: bool(modest[taken].text))
+    assert not any(client.text for client in greedy[slots:])
+    scheduler.stop()
+    assert scheduler.join(5)
+
+
+def test_fifty_at_once_are_answered_or_refused(scheduler: Scheduler) -> None:
+    """Row L4: those for whom there is no place hear it while the first is still being answered."""
+    first = Client(scheduler, "slow")
+    until(lambda: scheduler.load["running"] == 1)
+
+    def submit(number: int) -> Client | None:
+        try:
+            return Client(scheduler, "quick", user=f"user {number % 10}")
+        except EngineBusy:
+            return None
+
+    with ThreadPoolExecutor(50) as pool:
+        clients = [client for client in pool.map(submit, range(50)) if client]
+    assert len(clients) == QUEUE_LIMIT
+    assert not first.done.is_set()
+    scheduler.cancel(first.ticket)
+    for client in clients:
+        assert client.done.wait(20)
+        assert client.text == "A quick reply."
 
 
 def test_several_replies_are_in_work_at_once(tmp_path: Path) -> None:
