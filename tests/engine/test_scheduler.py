@@ -122,16 +122,18 @@ def test_one_who_asks_a_lot_keeps_nobody_waiting(tmp_path: Path, slots: int) -> 
     scheduler = Scheduler(ScriptedBackend(tmp_path / "script.json", slots=slots), lambda _: None)
     scheduler.start()
     until(lambda: scheduler.state == "ready")
-    greedy = []
-    for number in range(20):
+    greedy = [Client(scheduler, "slow", user="greedy") for _ in range(slots)]
+    until(lambda: scheduler.load["running"] == slots)
+    for _ in range(20 - slots):
         with suppress(EngineBusy):
             greedy.append(Client(scheduler, "slow", user="greedy"))
-        until(lambda number=number: scheduler.load["running"] == min(slots, number + 1))
-    assert scheduler.load["waiting"] == USER_LIMIT
+    assert scheduler.load["waiting"] == min(20 - slots, USER_LIMIT)
     modest = [Client(scheduler, "slow", user="modest") for _ in range(2)]
-    for taken in range(2 if slots > 1 else 1):
-        scheduler.cancel(greedy[taken].ticket)
-        until(lambda taken=taken: bool(modest[taken].text))
+    scheduler.cancel(greedy[0].ticket)
+    until(lambda: bool(modest[0].text))
+    if slots > 1:
+        scheduler.cancel(greedy[1].ticket)
+        until(lambda: bool(modest[1].text))
     assert not any(client.text for client in greedy[slots:])
     scheduler.stop()
     assert scheduler.join(5)
