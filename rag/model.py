@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import httpx
 
@@ -23,6 +24,7 @@ from core.types import Message
 CONNECT_SECONDS = 3.0
 SILENCE_SECONDS = 180.0  # longest wait for the next token; a queued request waits for its first
 START_SECONDS = 120.0
+PLACE_SECONDS = 1.0  # a place in the line that takes longer to tell is not worth waiting for
 
 
 class PromptTooLong(EngineError):
@@ -170,6 +172,16 @@ class ModelClient:
         except EngineError:
             return False
 
+    def position(self, conversation: str) -> int | None:
+        """The place in the engine's line of a conversation's question: 1 is next, 0 is in work.
+
+        None when it is not there, or when the endpoint does not tell (another server has no such call).
+        """
+        with suppress(EngineError):
+            place = self._json("GET", f"/queue?key={quote(conversation)}", PLACE_SECONDS).get("position")
+            return place if isinstance(place, int) else None
+        return None
+
     def sync_adapters(self) -> dict[str, Any]:
         """Ask the engine to bring on stage what the registry says, now; returns what is on stage."""
         return self._json("POST", "/adapters/sync")
@@ -182,10 +194,10 @@ class ModelClient:
         """The same for the same user, and unreadable without the engine's key."""
         return blake2b(user.encode(), key=self._key.encode()[:64], digest_size=12).hexdigest()
 
-    def _json(self, method: str, path: str) -> dict[str, Any]:
+    def _json(self, method: str, path: str, seconds: float = 30.0) -> dict[str, Any]:
         try:
             response = self._http.request(
-                method, self.url + path, headers={"Authorization": f"Bearer {self._key}"}, timeout=30.0
+                method, self.url + path, headers={"Authorization": f"Bearer {self._key}"}, timeout=seconds
             )
             response.raise_for_status()
             value = response.json()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import pytest
 from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
 from core.settings import PROJECT, Settings
 from core.types import Message
+from engine.scripted import SLOTS
 from rag.model import ModelClient, PromptTooLong, client_of, engine_client, free_port, split_fingerprint
 
 ASK: list[Message] = [
@@ -94,6 +96,30 @@ def test_health_and_sync(client: ModelClient) -> None:
     assert client.sync_adapters()["adapter"] is None
 
 
+def test_a_conversation_knows_its_place(client: ModelClient) -> None:
+    slow: list[Message] = [{"role": "user", "content": "slow"}]
+    running = [client.stream(slow, conversation=f"running {number}") for number in range(SLOTS)]
+    for stream in running:
+        next(stream)
+    waiting = client.stream(slow, conversation="waiting & co")
+    threading.Thread(target=list, args=(waiting,), daemon=True).start()
+    deadline = time.monotonic() + 20
+    while client.position("waiting & co") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.position("running 0") == 0
+    assert client.position("nobody") is None
+    for stream in running:
+        stream.close()
+
+
+def test_another_server_tells_no_place() -> None:
+    with endpoint(404, "application/json", json.dumps({"detail": "Not Found"})) as (url, _):
+        assert ModelClient(url, "key").position("talk") is None
+    with endpoint(200, "text/html", "<p>Hello</p>") as (url, _):
+        assert ModelClient(url, "key").position("talk") is None
+
+
 def test_nobody_answers(settings: Settings) -> None:
     client = ModelClient(f"http://127.0.0.1:{free_port()}", "key")
     assert not client.healthy()
@@ -101,6 +127,7 @@ def test_nobody_answers(settings: Settings) -> None:
         client.generate(ASK)
     with pytest.raises(EngineUnavailable):
         client.sync_adapters()
+    assert client.position("talk") is None
 
 
 def test_a_wrong_key_is_an_engine_error(client: ModelClient) -> None:
@@ -185,6 +212,9 @@ def endpoint(status: int, kind: str, text: str) -> Iterator[tuple[str, list[dict
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.do_GET()
+
+        def do_GET(self) -> None:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(text)))
