@@ -66,6 +66,10 @@ class Turn:
         except queue.Empty:
             return None
 
+    def place(self) -> int | None:
+        """Its place in the engine's line, 1 being next; 0 or None when it does not wait there."""
+        return self.resources.client.position(self.question.conversation_id)
+
     def stop(self, wait: float = 0.0) -> None:
         """Ask it to stop; what has arrived is recorded as interrupted. Waits at most `wait` s."""
         self._stop.set()

@@ -25,6 +25,7 @@ EXAMPLES = (
 SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
 LISTED = 12  # conversations in the sidebar
 STREAM_S = 0.1
+PLACE_S = 1.0  # how often a waiting question's place in the line is looked up
 
 
 def page() -> None:
@@ -184,6 +185,7 @@ def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
     place = st.empty()
     st.button("Stop", icon=":material/stop_circle:", key="stop", type="tertiary")
     began, text = time.monotonic(), ""
+    asked, ahead = began, None
     try:
         while True:
             # drawing also lets Streamlit interrupt this run when somebody presses Stop
@@ -196,12 +198,18 @@ def stream(turn: Turn, parts: Resources) -> UnderstudyError | None:
             if text:
                 place.markdown(safe_markdown(text))
             else:
-                what = (
-                    "Looking through the documents" if parts.warm else "Starting: loading the reading models"
-                )
-                place.caption(f"{what} … {time.monotonic() - began:.0f} s")
+                if time.monotonic() - asked > PLACE_S:
+                    asked, ahead = time.monotonic(), turn.place()
+                place.caption(f"{doing(parts, ahead)} … {time.monotonic() - began:.0f} s")
     finally:
         turn.stop()
+
+
+def doing(parts: Resources, ahead: int | None) -> str:
+    """What a question without an answer waits for; `ahead` is its place in the engine's line."""
+    if ahead:
+        return f"Place {ahead} in the line"
+    return "Looking through the documents" if parts.warm else "Starting: loading the reading models"
 
 
 def show_problem(exchanges: list[Exchange]) -> None:

@@ -187,14 +187,13 @@ class Scheduler:
             self.reason = str(error)
             self.state = "failed"
         else:
+            self._line.slots = self._backend.slots
             self.state = "ready"
             try:
                 while self._wait():
                     self._turn()
                 self._refuse(_stopping())
-            except (
-                Exception
-            ) as error:  # a fault of ours: whoever waits must hear of it, and /health must say it
+            except Exception as error:  # a fault of ours, of which whoever waits and /health must hear
                 log.exception("the owner thread failed")
                 self.reason = f"The engine failed: {error!r}"
                 self.state = "failed"
@@ -305,10 +304,12 @@ class Scheduler:
         _deliver(ticket, part)
 
     def _left(self, ticket: Ticket, end: str, tokens: int = 0, seconds: float = 0.0) -> None:
-        if not ticket.trial:
-            self.metrics.ended(end, tokens, seconds)
-        with self._changed:
-            self._line.leave("" if ticket.trial else ticket.request.user)
+        if ticket.trial:
+            return
+        self.metrics.ended(end, tokens, seconds)
+        if ticket.started:
+            with self._changed:
+                self._line.leave(ticket.request.user)
 
     def _refuse(self, error: EngineUnavailable) -> None:
         """Tell everybody who is left that nothing more comes."""

@@ -43,7 +43,7 @@ class Interrupted(EngineUnavailable):
 
 @dataclass(frozen=True)
 class _Run:
-    """How a question is to be answered: by which model, in which conversation, until which event.
+    """How a question is to be answered: by which model, in which conversation, for whom, until which event.
 
     `searched` is the question as it was searched for.
     """
@@ -51,6 +51,7 @@ class _Run:
     searched: str
     model: str
     conversation: str
+    viewer: str
     stop: threading.Event
     timings: dict[str, float]
 
@@ -132,7 +133,7 @@ class Assistant:
         searched = _searched(asked, history)
         passages = self.retriever.read_for(searched, self.model, viewer)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
-        run = _Run(searched, model, conversation, stop or threading.Event(), timings)
+        run = _Run(searched, model, conversation, viewer, stop or threading.Event(), timings)
         if not passages:
             yield REFUSAL
             refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
@@ -160,7 +161,11 @@ class Assistant:
             turn = _Turn(prompt, self.sampling, run.timings, run.searched)
             try:
                 stream = self.client.stream(
-                    prompt.messages, run.model, conversation=run.conversation, **turn.sampling
+                    prompt.messages,
+                    run.model,
+                    conversation=run.conversation,
+                    user=run.viewer,
+                    **turn.sampling,
                 )
                 yield from self._show(turn, stream, run.stop)
                 break
@@ -182,7 +187,8 @@ class Assistant:
 
         def ask(messages: tuple[Message, ...]) -> Reply | None:
             try:
-                pieces = _listen(self.client.stream(messages, run.model, **self.sampling), run.stop)
+                stream = self.client.stream(messages, run.model, user=run.viewer, **self.sampling)
+                pieces = _listen(stream, run.stop)
                 return next((piece for piece in pieces if isinstance(piece, Reply)), None)
             except EngineError:  # the refusal stands
                 return None

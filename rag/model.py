@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import httpx
 
@@ -22,6 +24,7 @@ from core.types import Message
 CONNECT_SECONDS = 3.0
 SILENCE_SECONDS = 180.0  # longest wait for the next token; a queued request waits for its first
 START_SECONDS = 120.0
+PLACE_SECONDS = 1.0  # a place in the line that takes longer to tell is not worth waiting for
 
 
 class PromptTooLong(EngineError):
@@ -127,15 +130,20 @@ class ModelClient:
         seed: int | None = None,
         stop: Sequence[str] = (),
         conversation: str = "",
+        user: str = "",
     ) -> ReplyStream:
         """Start generating and return the stream; errors come from its iteration. Temperature 0 is greedy.
 
         `conversation` is the key under which the endpoint may reuse this conversation's earlier prompts.
+        `user` is who asks, so that users share the engine fairly; batch work names nobody and has no limit of
+        its own.
         """
         # max_tokens by extra_body: ChatOpenAI would rename it, and older endpoints know only this name
         body: dict[str, Any] = {"max_tokens": max_tokens}
         if conversation:
             body["prompt_cache_key"] = conversation
+        if user:
+            body["user"] = self._pseudonym(user)
         options: dict[str, Any] = {"extra_body": body}
         if seed is not None:
             options["seed"] = seed
@@ -164,6 +172,16 @@ class ModelClient:
         except EngineError:
             return False
 
+    def position(self, conversation: str) -> int | None:
+        """The place in the engine's line of a conversation's question: 1 is next, 0 is in work.
+
+        None when it is not there, or when the endpoint does not tell (another server has no such call).
+        """
+        with suppress(EngineError):
+            place = self._json("GET", f"/queue?key={quote(conversation)}", PLACE_SECONDS).get("position")
+            return place if isinstance(place, int) else None
+        return None
+
     def sync_adapters(self) -> dict[str, Any]:
         """Ask the engine to bring on stage what the registry says, now; returns what is on stage."""
         return self._json("POST", "/adapters/sync")
@@ -172,10 +190,14 @@ class ModelClient:
         """Close the connections."""
         self._http.close()
 
-    def _json(self, method: str, path: str) -> dict[str, Any]:
+    def _pseudonym(self, user: str) -> str:
+        """The same for the same user, and unreadable without the engine's key."""
+        return blake2b(user.encode(), key=self._key.encode()[:64], digest_size=12).hexdigest()
+
+    def _json(self, method: str, path: str, seconds: float = 30.0) -> dict[str, Any]:
         try:
             response = self._http.request(
-                method, self.url + path, headers={"Authorization": f"Bearer {self._key}"}, timeout=30.0
+                method, self.url + path, headers={"Authorization": f"Bearer {self._key}"}, timeout=seconds
             )
             response.raise_for_status()
             value = response.json()
@@ -217,11 +239,14 @@ def _translated(error: Exception) -> Exception:
     """The house's error for what openai or httpx raised; anything else is returned unchanged."""
     import openai
 
-    if isinstance(error, openai.APIStatusError):
+    detail = code = ""
+    if isinstance(error, openai.APIError):
         detail = str(error.body.get("message", "")) if isinstance(error.body, dict) else error.message
         code = str(error.code or "")
-        if error.status_code == 429 or code in ("busy", "engine_busy"):
-            return EngineBusy("The engine's queue is full.", "Wait some seconds and ask again.")
+    # in a stream that is open already an error has no status
+    if isinstance(error, openai.RateLimitError) or code == "engine_busy":
+        return EngineBusy(detail or "The engine has too much to do. Ask again later.")
+    if isinstance(error, openai.APIStatusError):
         if code == "model_error":
             return ModelError(detail)
         if error.status_code >= 500:

@@ -14,7 +14,9 @@ import pytest
 
 from core.db import Database
 from core.types import Answer, Citation, Passage, Unit
+from engine.scripted import SLOTS
 from feedback.store import FeedbackStore
+from rag.model import client_of
 from tests.app.payloads import PAYLOADS
 from tests.app.site import Site, site
 
@@ -157,6 +159,26 @@ def test_stop_keeps_what_had_arrived(running: Site, visit: Visit) -> None:
     page.reload()
     page.get_by_text("Stopped").first.wait_for()
     visit.shot("stopped")
+
+
+def test_who_waits_sees_the_place_in_the_line(running: Site, visit: Visit) -> None:
+    page = visit.page
+    page.goto(running.url)
+    ask(page, "What is the notice period?")  # now everything is loaded
+    page.get_by_role("button", name="Why this answer").wait_for()
+    client = client_of(running.settings)
+    others = [client.stream([{"role": "user", "content": "slowly"}]) for _ in range(SLOTS)]
+    for stream in others:
+        next(stream)
+    ask(page, "How many days of holiday are there, please?")
+    page.get_by_text("Place 1 in the line").wait_for()
+    visit.shot("waiting")
+    for stream in others:
+        stream.close()
+    client.close()
+    page.get_by_text("Everybody has 28 days of holiday a year").first.wait_for()
+    page.get_by_role("button", name="Why this answer").nth(1).wait_for()
+    assert page.get_by_text("in the line").count() == 0
 
 
 def test_the_engine_dies_and_the_question_is_kept(running: Site, visit: Visit) -> None:

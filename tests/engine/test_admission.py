@@ -40,10 +40,7 @@ def test_limits_and_leaving() -> None:
     with pytest.raises(EngineBusy, match="of this user"):
         line.join("a3", "a")
     assert line.next() == "a1"
-    with pytest.raises(EngineBusy, match="of this user"):
-        line.join("a3", "a")  # still being answered
-    line.leave("a")
-    line.join("a3", "a")
+    line.join("a3", "a")  # what is being answered waits no longer
     line.join("b1", "b")
     with pytest.raises(EngineBusy, match="waiting already"):
         line.join("c1", "c")
@@ -51,6 +48,33 @@ def test_limits_and_leaving() -> None:
     assert line.remove("a3")
     assert not line.remove("a3")
     assert line.clear() == ["test", "b1", "a2"]
+
+
+def test_who_has_half_of_the_slots_is_passed_over_while_others_wait() -> None:
+    line: WaitingLine[str] = WaitingLine(slots=4)
+    for number in range(6):
+        line.join(f"a{number}", "a")
+    assert [line.next(), line.next(), line.next()] == ["a0", "a1", "a2"]  # alone, he may have them all
+    for item in ("b0", "b1", "?0"):
+        line.join(item, item[0].replace("?", ""))
+    assert list(line) == ["b0", "?0", "b1", "a3", "a4", "a5"]
+    line.leave("a")
+    assert line.next() == "b0"  # two of his are left, which is half
+    line.leave("a")
+    assert line.next() == "?0"  # his turn came later than the stranger's
+    assert line.next() == "a3"
+    assert drained(line) == ["b1", "a4", "a5"]
+
+
+def test_nothing_is_kept_of_a_user_who_left() -> None:
+    line: WaitingLine[str] = WaitingLine()
+    line.join("a0", "a")
+    line.join("a1", "a")
+    assert line.next() == "a0"
+    assert line.remove("a1")
+    line.leave("a")
+    assert not line._working
+    assert not line._last_round
 
 
 @settings(max_examples=200, deadline=None)
@@ -62,6 +86,7 @@ def test_everybody_is_served_once_and_in_turn(users: list[str]) -> None:
     served = []
     while (item := line.next()) is not None:
         served.append(item)
+        line.leave(item[1])
     assert sorted(served) == list(enumerate(users))
     for user in "abc":
         assert [n for n, u in served if u == user] == sorted(n for n, u in served if u == user)
@@ -71,3 +96,28 @@ def test_everybody_is_served_once_and_in_turn(users: list[str]) -> None:
                 before = [u for _, u in served[:at] if u]
                 mine = before.count(user)
                 assert all(before.count(other) <= mine + 1 for other in "abc")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 5), st.lists(st.sampled_from("aaabbc?-"), min_size=15, max_size=60))
+def test_no_slot_is_idle_and_nobody_has_more_than_his_share_while_others_wait(
+    slots: int, events: list[str]
+) -> None:
+    """Each event is one who joins, or (-) the earliest in work that ends."""
+    line: WaitingLine[tuple[int, str]] = WaitingLine(limit=100, user_limit=100, slots=slots)
+    work: list[str] = []
+    served = 0
+    for number, event in enumerate(events):
+        if event != "-":
+            user = event.replace("?", "")
+            line.join((number, user), user)
+        elif work:
+            line.leave(work.pop(0))
+        while len(work) < slots and (waiting := {user for _, user in line}):
+            item = line.next()
+            assert item is not None
+            over = {user for user in "abc" if work.count(user) >= max(1, slots // 2)}
+            assert item[1] not in over or waiting <= over
+            work.append(item[1])
+            served += 1
+    assert served + len(line) == sum(event != "-" for event in events)

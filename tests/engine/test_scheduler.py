@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,51 @@ def test_self_tests_are_not_counted_as_requests(scheduler: Scheduler) -> None:
     assert scheduler.served == 0
     assert Client(scheduler, "quick").done.wait(20)
     until(lambda: scheduler.served == 1)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_one_who_asks_a_lot_keeps_nobody_waiting(tmp_path: Path, slots: int) -> None:
+    """Of 20 requests those beyond the limit are refused; whoever comes later is served next."""
+    write_json(tmp_path / "script.json", LINES)
+    scheduler = Scheduler(ScriptedBackend(tmp_path / "script.json", slots=slots), lambda _: None)
+    scheduler.start()
+    until(lambda: scheduler.state == "ready")
+    greedy = [Client(scheduler, "slow", user="greedy") for _ in range(slots)]
+    until(lambda: scheduler.load["running"] == slots)
+    for _ in range(20 - slots):
+        with suppress(EngineBusy):
+            greedy.append(Client(scheduler, "slow", user="greedy"))
+    assert scheduler.load["waiting"] == min(20 - slots, USER_LIMIT)
+    modest = [Client(scheduler, "slow", user="modest") for _ in range(2)]
+    scheduler.cancel(greedy[0].ticket)
+    until(lambda: bool(modest[0].text))
+    if slots > 1:
+        scheduler.cancel(greedy[1].ticket)
+        until(lambda: bool(modest[1].text))
+    assert not any(client.text for client in greedy[slots:])
+    scheduler.stop()
+    assert scheduler.join(5)
+
+
+def test_fifty_at_once_are_answered_or_refused(scheduler: Scheduler) -> None:
+    """Row L4: those for whom there is no place hear it while the first is still being answered."""
+    first = Client(scheduler, "slow")
+    until(lambda: scheduler.load["running"] == 1)
+
+    def submit(number: int) -> Client | None:
+        try:
+            return Client(scheduler, "quick", user=f"user {number % 10}")
+        except EngineBusy:
+            return None
+
+    with ThreadPoolExecutor(50) as pool:
+        clients = [client for client in pool.map(submit, range(50)) if client]
+    assert len(clients) == QUEUE_LIMIT
+    assert not first.done.is_set()
+    scheduler.cancel(first.ticket)
+    for client in clients:
+        assert client.done.wait(20)
+        assert client.text == "A quick reply."
 
 
 def test_several_replies_are_in_work_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,20 @@ def run(assistant: Assistant, question: str, **options: object) -> tuple[str, An
     assert isinstance(answer, Answer)
     assert all(isinstance(piece, str) for piece in pieces)
     return "".join(str(piece) for piece in pieces), answer
+
+
+def test_the_engine_hears_who_asks(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that users take turns; who is not named, as in batch work, shares no limit with anybody."""
+    real, named = assistant.client.stream, []
+
+    def stream(*messages: Any, **options: Any) -> ReplyStream:
+        named.append((options["user"], options["conversation"]))
+        return real(*messages, **options)
+
+    monkeypatch.setattr(assistant.client, "stream", stream)
+    run(assistant, "How long is the notice period?", viewer="ann", conversation="talk")
+    run(assistant, "How long is the notice period?")
+    assert named == [("ann", "talk"), ("", "")]
 
 
 def test_an_answer_with_citations(assistant: Assistant) -> None:

@@ -92,6 +92,20 @@ def test_what_the_model_read_and_wrote_is_kept_of_the_refusal(
     assert answer.passages
 
 
+def test_what_is_remembered_is_asked_in_the_name_of_the_same_user(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, named = assistant.client.stream, []
+
+    def stream(*messages: Any, **options: Any) -> Any:
+        named.append(options["user"])
+        return real(*messages, **options)
+
+    monkeypatch.setattr(assistant.client, "stream", stream)
+    assert assistant.ask(TAUGHT, viewer="api:anna").mode == "memory"
+    assert named == ["api:anna", "api:anna"]
+
+
 def test_a_correction_stays_with_those_who_find_the_document(
     assistant: Assistant, ingestor: Ingestor, settings: Settings, reader: Reader
 ) -> None:

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from core.errors import EngineBusy, EngineError, EngineUnavailable, ModelError
 from core.settings import PROJECT, Settings
 from core.types import Message
+from engine.scripted import SLOTS
 from rag.model import ModelClient, PromptTooLong, client_of, engine_client, free_port, split_fingerprint
 
 ASK: list[Message] = [
@@ -93,6 +96,30 @@ def test_health_and_sync(client: ModelClient) -> None:
     assert client.sync_adapters()["adapter"] is None
 
 
+def test_a_conversation_knows_its_place(client: ModelClient) -> None:
+    slow: list[Message] = [{"role": "user", "content": "slow"}]
+    running = [client.stream(slow, conversation=f"running {number}") for number in range(SLOTS)]
+    for stream in running:
+        next(stream)
+    waiting = client.stream(slow, conversation="waiting & co")
+    threading.Thread(target=list, args=(waiting,), daemon=True).start()
+    deadline = time.monotonic() + 20
+    while client.position("waiting & co") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.position("running 0") == 0
+    assert client.position("nobody") is None
+    for stream in running:
+        stream.close()
+
+
+def test_another_server_tells_no_place() -> None:
+    with endpoint(404, "application/json", json.dumps({"detail": "Not Found"})) as (url, _):
+        assert ModelClient(url, "key").position("talk") is None
+    with endpoint(200, "text/html", "<p>Hello</p>") as (url, _):
+        assert ModelClient(url, "key").position("talk") is None
+
+
 def test_nobody_answers(settings: Settings) -> None:
     client = ModelClient(f"http://127.0.0.1:{free_port()}", "key")
     assert not client.healthy()
@@ -100,6 +127,7 @@ def test_nobody_answers(settings: Settings) -> None:
         client.generate(ASK)
     with pytest.raises(EngineUnavailable):
         client.sync_adapters()
+    assert client.position("talk") is None
 
 
 def test_a_wrong_key_is_an_engine_error(client: ModelClient) -> None:
@@ -145,25 +173,60 @@ def test_proxies_of_the_environment_are_ignored(
     ],
 )
 def test_errors_of_any_endpoint_are_translated(status: int, code: str, wanted: type[Exception]) -> None:
-    class Refusing(BaseHTTPRequestHandler):
+    with endpoint(status, "application/json", json.dumps(refusal(code))) as (url, _), pytest.raises(wanted):
+        ModelClient(url, "key").generate(ASK)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_busy_engine_is_quoted(opened: bool) -> None:
+    """Also in a stream that was opened already, as for those who wait in the line."""
+    body = json.dumps(refusal("engine_busy"))
+    answer = (200, "text/event-stream", f"data: {body}\n\n") if opened else (429, "application/json", body)
+    with endpoint(*answer) as (url, _), pytest.raises(EngineBusy) as caught:
+        ModelClient(url, "key").generate(ASK)
+    assert str(caught.value) == "No. Wait."
+
+
+def test_users_have_the_same_unreadable_name_each_time() -> None:
+    with endpoint(429, "application/json", json.dumps(refusal("engine_busy"))) as (url, bodies):
+        for key, user in (("key", "ann"), ("key", "ann"), ("key", "bob"), ("other", "ann"), ("key", "")):
+            with pytest.raises(EngineBusy):
+                ModelClient(url, key).generate(ASK, conversation="talk", user=user)
+    first, again, bob, elsewhere = (body["user"] for body in bodies[:4])
+    assert first == again
+    assert len({first, bob, elsewhere}) == 3
+    assert "ann" not in first
+    assert "user" not in bodies[4]
+    assert {body["prompt_cache_key"] for body in bodies} == {"talk"}
+
+
+def refusal(code: str) -> dict[str, Any]:
+    return {"error": {"message": "No. Wait.", "type": "x", "param": None, "code": code}}
+
+
+@contextmanager
+def endpoint(status: int, kind: str, text: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a server that answers every request with the same, and the bodies that it was sent."""
+    bodies: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.dumps(
-                {"error": {"message": "No.", "type": "x", "param": None, "code": code}}
-            ).encode()
-            self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.do_GET()
+
+        def do_GET(self) -> None:
             self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(text)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(text.encode())
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(wanted):
-            ModelClient(f"http://127.0.0.1:{server.server_port}", "key").generate(ASK)
+        yield f"http://127.0.0.1:{server.server_port}", bodies
         server.shutdown()
 
 
