@@ -314,9 +314,9 @@ def ocr(settings: Settings) -> Iterator[Finding]:
     """Tesseract and the languages of scanned pages."""
     found = Ocr(settings.ocr_languages)
     if not found.available:
-        seen = "Tesseract is not installed, so scanned pages are not read"
+        seen = f"{found.lack}, so scanned pages are not read"
     elif found.lacking:
-        seen = f"Tesseract has no data for {', '.join(found.lacking)}; it has {', '.join(found.installed)}"
+        seen = f"{found.lack}; it has {', '.join(found.installed)}"
     else:
         seen = f"Tesseract reads {settings.ocr_languages}; it has {', '.join(found.installed)}"
     yield Finding("warn" if found.lacking else "ok", "ocr", seen, f"Install it {found.mend}.")

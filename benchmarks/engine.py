@@ -200,7 +200,7 @@ def _swaps(trial: Trial, server: Server, scratch: Path, process: int, swaps: int
         error = server.client.post("/adapters/sync").json()["error"]
         took.append(time.monotonic() - began)
         heard += [Heard(0, error=error)] if error else []
-        memory.append(_resident(process))
+        memory.append(_resident(process)[0])
     stop.set()
     for thread in clients:
         thread.join()
@@ -247,14 +247,11 @@ def _gauge(server: Server, name: str) -> float:
 
 
 def _memory(trial: Trial, process: int) -> list[Row]:
-    import psutil
-
     from engine.limits import cache_bytes
 
     cache = cache_bytes(check_gguf(trial.path)) * trial.context * SLOTS
     allowed = trial.path.stat().st_size + cache + (SPARE_MB << 20)
-    used = _resident(process)
-    mapped = int(psutil.Process(process).memory_info().shared)
+    used, mapped = _resident(process)
     goal = f"<= file + cache + {SPARE_MB} MB"
     return [
         Row(f"{trial.name}: memory", used / 2**20, "MB", allowed / 2**20, goal, used <= allowed),
@@ -262,10 +259,12 @@ def _memory(trial: Trial, process: int) -> list[Row]:
     ]
 
 
-def _resident(process: int) -> int:
+def _resident(process: int) -> tuple[int, int]:
+    """Bytes in memory, and how many of them are mapped files."""
     import psutil
 
-    return int(psutil.Process(process).memory_info().rss)
+    info = psutil.Process(process).memory_info()
+    return int(info.rss), int(info.shared)
 
 
 def _limit(trial: Trial) -> dict[str, float]:

@@ -82,12 +82,7 @@ def _read(document: Any, outline: Outline, ocr: Ocr) -> None:
 
 def _nothing(scanned: int, ocr: Ocr) -> tuple[str, str]:
     if scanned and ocr.lacking:
-        lacks = (
-            f"Tesseract has no data for {', '.join(ocr.lacking)}"
-            if ocr.available
-            else "Tesseract is not installed"
-        )
-        message = f"No text found; scanned pages need OCR, and {lacks}."
+        message = f"No text found; scanned pages need OCR, and {ocr.lack}."
         return message, f"Install it {ocr.mend} and add the file again."
     if scanned:
         return "No text was found on the scanned pages.", "Scan them again, straight and at 300 dpi."

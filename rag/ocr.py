@@ -44,6 +44,13 @@ class Ocr:
         return [one for one in self._languages.split("+") if one not in self.installed]
 
     @property
+    def lack(self) -> str:
+        """What is not there, in words; only where something is `lacking`."""
+        if not self.available:
+            return "Tesseract is not installed"
+        return f"Tesseract has no data for {', '.join(self.lacking)}"
+
+    @property
     def mend(self) -> str:
         """How to install what is lacking."""
         names = [f"tesseract-ocr-{one.lower().replace('_', '-')}" for one in self.lacking]

@@ -12,6 +12,7 @@ import pytest
 from core.db import Database
 from core.files import sha256_of, write_json
 from core.settings import Settings, load_settings
+from rag import intake
 from rag.crawl import Crawled, Limits, Tools, crawl
 from rag.documents import DocumentStore
 from rag.embed import DIMENSIONS, Embedder, library
@@ -161,3 +162,15 @@ def tuned(other: Path, settings: Settings) -> str:
     }
     write_json(folder / CARD, card)
     return "tuned"
+
+
+def act_once_read(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Have the queue `act` when a file was read and is not stored as read yet."""
+    take = intake.take
+
+    def acting(*rest: object) -> object:
+        found = list(take(*rest))  # type: ignore[arg-type]
+        act()
+        return found
+
+    patch.setattr("rag.drain.take", acting)

@@ -19,7 +19,7 @@ from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.queue import Queue
 from rag.queue_work import LEFT_S, MAX_DEATHS, QueueWork
-from tests.rag.conftest import HANDBOOK
+from tests.rag.conftest import HANDBOOK, act_once_read
 from tests.rag.files import archive
 
 
@@ -141,14 +141,7 @@ def test_cancelled_while_it_is_read_or_embedded(
     queue: Queue, ingestor: Ingestor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = queue.put("guide.md", HANDBOOK)
-    take = intake.take
-
-    def cancelling(*rest: object) -> object:
-        found = list(take(*rest))  # type: ignore[arg-type]
-        queue.cancel(entry.id)
-        return found
-
-    monkeypatch.setattr("rag.drain.take", cancelling)
+    act_once_read(monkeypatch, lambda: queue.cancel(entry.id))
     assert ingestor.drain() == 0
     assert queue.get(entry.id).status == "cancelled"
     monkeypatch.undo()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rag import intake
 from rag.embed import Step, Vectors
 from rag.ingest import Ingestor
 from rag.queue import Queue
+from tests.rag.conftest import act_once_read
 from tests.rag.files import archive
 
 A, B, C = (f"# {name}\n\nWords about {name}.".encode() for name in ("Apples", "Boats", "Cats"))
@@ -108,14 +108,11 @@ def test_a_row_that_was_cleared_while_it_was_read(
     queue: Queue, ingestor: Ingestor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = queue.put("a.md", A)
-    take = intake.take
 
-    def clearing(*rest: object) -> object:
-        found = list(take(*rest))  # type: ignore[arg-type]
+    def clear() -> None:
         queue.cancel(entry.id)
         queue.clear()
-        return found
 
-    monkeypatch.setattr("rag.drain.take", clearing)
+    act_once_read(monkeypatch, clear)
     assert ingestor.drain() == 0
     assert ingestor.documents.list() == []
