@@ -147,9 +147,7 @@ def quote_replies(
     results = []
     for case in cases:
         found = quote(case.question, case.passages, similarity, answers)
-        unit = found.units[0] if found else None
-        text = f"[{unit.number}] {unit.text}" if unit else REFUSAL
-        results.append(judged(case, text, "quotes"))
+        results.append(judged(case, found.said if found else REFUSAL, "quotes"))
     return results
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from core.types import Citation, Passage, Unit
 from rag.chunks import units
+from rag.parts import parts
 from rag.prompt import REFUSAL, heading_line, is_refusal
 from rag.words import asks, content, numbers, one_line, overlap, rarity
 
@@ -22,6 +23,7 @@ QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
 HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
 QUOTE_LIKELIHOOD = 0.2  # of being the answer, where a cross-encoder says; then only this counts
+NOT_FOUND = "The documents do not seem to answer:"
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
 Likelihood = Callable[[str, Sequence[str]], Sequence[float]]
@@ -52,6 +54,11 @@ class Resolved:
     citations: tuple[Citation, ...]
     units: tuple[Unit, ...]
     refused: bool
+
+    @property
+    def said(self) -> str:
+        """The cited units as a model would write them."""
+        return " ".join(f"[{unit.number}] {unit.text}" for unit in self.units)
 
 
 def sentences(raw: str, passages: Sequence[Passage]) -> list[Sentence]:
@@ -189,11 +196,30 @@ def quote(
 ) -> Resolved | None:
     """The unit that fits the question best, quoted and cited; None when none fits well.
 
+    Of a question in several parts (`rag.parts`), the best unit of each, and what no unit answers is said.
     `answers` decides where it is given. Otherwise the share of the question's words (rare ones weigh more) in
     unit and heading counts, plus the cosine similarity when `similarity` is given. Equal ones: the first. A
     unit that asks something itself is no answer.
     """
     pairs = [(passage, unit) for passage in passages for unit in passage.units if not asks(unit.text)]
+    asked = parts(question)
+    found = [_best(part.searched, pairs, similarity, answers) for part in asked]
+    best = list(dict.fromkeys(at for at in found if at is not None))
+    if not best:
+        return None
+    lines = [f"“{pairs[at][1].text}” [{label}]" for label, at in enumerate(best, 1)]
+    lines += [f"{NOT_FOUND} {part.asked}" for part, at in zip(asked, found, strict=True) if at is None]
+    cites = tuple(_citation(label, *pairs[at]) for label, at in enumerate(best, 1))
+    return Resolved("\n\n".join(lines), cites, tuple(pairs[at][1] for at in best), False)
+
+
+def _best(
+    question: str,
+    pairs: Sequence[tuple[Passage, Unit]],
+    similarity: Similarity | None,
+    answers: Likelihood | None,
+) -> int | None:
+    """Which of the units fits one question best; None when none fits well."""
     asked = content(question)
     if not pairs or not asked:
         return None
@@ -203,10 +229,7 @@ def quote(
     else:
         scores, fitting = _fit(question, asked, pairs, similarity)
     best = max(range(len(pairs)), key=lambda i: (scores[i], -pairs[i][1].number))
-    if not fitting[best]:
-        return None
-    unit = pairs[best][1]
-    return Resolved(f"“{unit.text}” [1]", (_citation(1, *pairs[best]),), (unit,), False)
+    return best if fitting[best] else None
 
 
 def _fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
+from math import ceil
 
 from core.catalog import CatalogModel
 from core.db import Database
@@ -17,6 +18,7 @@ from rag.embed import Embedder, Vectors
 from rag.embedders import MADE_BY, Embedders, InService
 from rag.focus import READ, focus
 from rag.index import Index
+from rag.parts import parts, together
 from rag.passages import PassageStore
 from rag.priors import voted
 from rag.unshared import OwnVectors, hidden
@@ -66,8 +68,17 @@ class Retriever:
     def read_for(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> list[Passage]:
         """The passages that `model` shall read: its number of them, focused when it reads few units.
 
-        Where there is a cross-encoder it has the last word on their order.
+        Where there is a cross-encoder it has the last word on their order. A question in several parts is
+        looked up part by part, and the passages share the places.
         """
+        asked = parts(question)
+        if len(asked) == 1:
+            return self.read_whole(question, model, viewer)
+        share = replace(model, units=ceil(model.units / len(asked)))
+        return together([self.read_whole(part.searched, share, viewer) for part in asked], model.passages)
+
+    def read_whole(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> list[Passage]:
+        """The same for one question, or for several as if they were one."""
         if model.units:
             found = self.search(question, model.passages, viewer)
             return focus(question, found, model.units, self.similarity, self.answers)

@@ -69,10 +69,9 @@ class Showing:
         quoted = quote(question, passages, self.finder.similarity, self.finder.answers)
         if quoted is None:
             return Shown(REFUSED, "refusal", resolved.refused, REFUSAL)
-        [unit] = quoted.units
-        if held and unit in resolved.units:
+        if held and set(quoted.units) <= set(resolved.units):
             return self._as_written(raw, passages)
-        return Shown(quoted, "quotes", False, f"[{unit.number}] {unit.text}")
+        return Shown(quoted, "quotes", False, quoted.said)
 
     def _as_written(self, raw: str, passages: Sequence[Passage]) -> Shown:
         said = mended(raw, passages) if self.model.cite_first else raw
