@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,17 +55,20 @@ class Stage:
         self._backend = backend
         self._registry: AdapterRegistry | None = None
         self._aside: OrderedDict[str, None] = OrderedDict()
+        self._kept: Counter[str] = Counter()  # how many hold on to a name, see `keep`
         self._scales: dict[str, float] = {}
         self._failed_seq: int | None = None
         self._retry_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of whoever loads and frees, for seconds
+        self._names = threading.Lock()  # over what is loaded and kept, never for longer than a look
         self._closing = threading.Event()
         self._settled = threading.Event()
 
     @property
     def loaded(self) -> list[str]:
         """Ids of the adapters in memory, the one on stage first."""
-        return ([self.live] if self.live else []) + list(self._aside)
+        with self._names:
+            return ([self.live] if self.live else []) + list(self._aside)
 
     def facts(self) -> dict[str, Any]:
         """What the backend says about the model."""
@@ -90,7 +93,7 @@ class Stage:
         """The adapter a model name stands for now (raises ModelError when it is not loaded)."""
         if name in ("live", "base", self.base):
             return None if name == "base" else self.live
-        if name not in self.loaded:
+        if name not in self.loaded:  # who asks by way of `keep` and `ensure` never sees this
             raise ModelError(f"Adapter {name} is not loaded any more.", "Ask again.")
         return name
 
@@ -135,20 +138,43 @@ class Stage:
             except Exception as error:  # the old adapter goes on answering, whatever is wrong with the new
                 self._failed(seq, error)
 
+    @contextmanager
+    def keep(self, name: str) -> Iterator[None]:
+        """Free no adapter of this name within the block: from before `ensure` until a request is in the line.
+
+        From then on the request itself keeps it. The name may stand for anything, loaded or not.
+        """
+        with self._names:
+            self._kept[name] += 1
+        try:
+            yield
+        finally:
+            with self._names:
+                self._kept[name] -= 1
+                if not self._kept[name]:
+                    del self._kept[name]
+
     def ensure(self, name: str) -> None:
-        """Load the adapter that a request names, unless it is there.
+        """Load the adapter that a request names, unless it is there; only `keep` makes it stay.
 
         Raises NotFoundError when the registry has no such adapter for this base, ModelError when it is unfit.
         """
-        if name in ("live", "base", self.base) or name in self.loaded:
+        if self._answers(name):
             return
         with self._lock:
+            if self._answers(name):  # another request had it loaded meanwhile
+                return
             registry = self._open()
             if registry is None:
                 raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
             self._load(registry.get(name))
-            self._aside[name] = None
+            with self._names:
+                self._aside[name] = None
             self._evict()
+
+    def _answers(self, name: str) -> bool:
+        """Whether a request that names this could begin now."""
+        return name in ("live", "base", self.base) or name in self.loaded
 
     def scale(self, name: str, scale: float) -> None:
         """How strongly an adapter acts on requests from now on: 1 as trained, 0 not at all.
@@ -166,24 +192,24 @@ class Stage:
     def unload(self, name: str) -> None:
         """Free an adapter that is not on stage; replies in work finish on it.
 
-        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests wait for it.
+        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests name it.
         """
         with self._lock:
             if name not in self.loaded:
                 raise NotFoundError(f"No adapter {name} is loaded.", "See GET /adapters.")
-            if name == self.live or name in self.scheduler.models_in_use():
+            if not self._free_idle(name):
                 raise ConflictError(f"Adapter {name} is in use.", "Roll back first, or wait.")
-            self._free(name)
 
     def _switch(self, wanted: str | None, seq: int) -> None:
         registry = self._open()
         if wanted is not None and wanted not in self.loaded and registry is not None:
             self._load(registry.get(wanted))
-        old, self.live, self.seq = self.live, wanted, seq
+        with self._names:
+            old, self.live, self.seq = self.live, wanted, seq
+            self._aside.pop(wanted or "", None)
+            if old is not None and old != wanted:
+                self._aside[old] = None
         self.swaps += old != wanted
-        self._aside.pop(wanted or "", None)
-        if old is not None and old != wanted:
-            self._aside[old] = None
         self._failed_seq, self.error = None, ""
         self._note("adapter.live", f"{wanted or 'base'} (promotion {seq})")
         self._evict()
@@ -209,7 +235,7 @@ class Stage:
         try:
             require_words(sum(self._try(request, adapter_id) for request in canaries()))
         except BaseException:
-            self._free(adapter_id)
+            self.scheduler.call(lambda: self._backend.free_adapter(adapter_id)).result()
             raise
 
     def _try(self, request: Request, adapter_id: str) -> int:
@@ -267,14 +293,32 @@ class Stage:
 
     def _evict(self) -> None:
         """Free adapters that nobody asks for, oldest first, until few are kept."""
-        idle = [name for name in self._aside if name not in self.scheduler.models_in_use()]
-        for name in idle[: max(0, len(self._aside) - KEEP_ASIDE)]:
-            self._free(name)
+        with self._names:
+            idle = [name for name in self._aside if not self._named(name)]
+            spare = max(0, len(self._aside) - KEEP_ASIDE)
+        for name in idle[:spare]:
+            self._free_idle(name)
 
-    def _free(self, name: str) -> None:
-        self._aside.pop(name, None)
-        self._scales.pop(name, None)
-        self.scheduler.call(lambda: self._backend.free_adapter(name)).result()
+    def _named(self, name: str) -> bool:
+        """Whether an adapter is on stage or any request names it; call it with the names locked."""
+        return name == self.live or name in self._kept or name in self.scheduler.models_in_use()
+
+    def _free_idle(self, name: str) -> bool:
+        """Free an adapter unless it is on stage or a request names it; whether it was freed.
+
+        The owner thread decides, between two turns: only then no request is on its way from line to work.
+        """
+
+        def free() -> bool:
+            with self._names:
+                if self._named(name):
+                    return False
+                self._aside.pop(name, None)
+                self._scales.pop(name, None)
+            self._backend.free_adapter(name)
+            return True
+
+        return bool(self.scheduler.call(free).result())
 
     def _open(self) -> AdapterRegistry | None:
         if self._registry is None and self._settings.database.exists():

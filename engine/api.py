@@ -184,9 +184,10 @@ class Api:
     async def _answer(self, kind: Literal["chat", "text"], http: HttpRequest) -> Response:
         request = parse(kind, await _body(http))
         self._require_ready()
-        await asyncio.to_thread(self.stage.ensure, request.model)
-        prompt = await asyncio.to_thread(self.stage.prepare, request)
-        reply = Reply(self.stage, request, prompt)
+        with self.stage.keep(request.model):
+            await asyncio.to_thread(self.stage.ensure, request.model)
+            prompt = await asyncio.to_thread(self.stage.prepare, request)
+            reply = Reply(self.stage, request, prompt)
         try:
             if request.stream:
                 first = await reply.first(PATIENCE_SECONDS, http)

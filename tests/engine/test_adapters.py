@@ -1,38 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.adapters import CARD, AdapterRegistry
-from core.db import Database
 from core.errors import NotFoundError
 from core.files import sha256_of, write_json
-from core.settings import Settings
 from engine.adapters import KEEP_ASIDE, MAX_CRASHES, TRIAL, Stage
-from engine.server import make_stage
-from tests.engine.test_scheduler import Client, until
+from tests.engine.test_scheduler import Client
 from tests.tiny import TinyModel, register_adapter
 from tests.tiny import tiny_model as build
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
-    database = Database(tmp_path / "understudy.db")
-    yield AdapterRegistry(database, tmp_path / "adapters")
-    database.close()
-
-
-@pytest.fixture
-def stage(tmp_path: Path, tiny_model: TinyModel) -> Iterator[Stage]:
-    made = make_stage(Settings(data_dir=tmp_path, model=str(tiny_model.gguf), threads=1, context=512))
-    made.scheduler.start()
-    until(lambda: made.scheduler.state != "loading", 60)
-    assert made.scheduler.state == "ready", made.scheduler.reason
-    yield made
-    made.close()
-    assert made.scheduler.join(5)
 
 
 def say(stage: Stage) -> str:

@@ -1,0 +1,137 @@
+"""Requests that name adapters while others load, free and evict them: nobody's goes away under him."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from core.adapters import AdapterRegistry
+from core.errors import ConflictError
+from engine.adapters import Stage
+from engine.api import Api
+from engine.backend import Prompt
+from engine.requests import Request
+from tests.engine.test_scheduler import Client, until
+from tests.tiny import TinyModel, register_adapter
+
+WAIT = 60.0  # seconds after which a test that hangs fails
+BRIEF = 0.2  # seconds in which a fault has time to show; without the fault nothing depends on it
+
+
+@pytest.fixture
+def names(registry: AdapterRegistry, tiny_model: TinyModel) -> list[str]:
+    """Five adapters of the registry, each of its own weights."""
+    return [register_adapter(registry, tiny_model, seed).id for seed in range(1, 6)]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as made:
+        yield made
+
+
+@pytest.fixture
+def client(stage: Stage) -> Iterator[TestClient]:
+    stage._settled.set()  # as `watch` does once it looked at the registry
+    with TestClient(Api(stage, "key").app, headers={"Authorization": "Bearer key"}) as made:
+        yield made
+
+
+def ask(client: TestClient, model: str) -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def counted(stage: Stage, monkeypatch: pytest.MonkeyPatch, first: Callable[[str], None]) -> list[str]:
+    """The adapters that are loaded from now on; `first` is called before each."""
+    loads: list[str] = []
+    original = stage._backend.check_adapter
+
+    def check(adapter_id: str, path: Path) -> None:
+        loads.append(adapter_id)
+        first(adapter_id)
+        original(adapter_id, path)
+
+    monkeypatch.setattr(stage._backend, "check_adapter", check)
+    return loads
+
+
+def test_two_requests_for_an_adapter_load_it_once(
+    stage: Stage, names: list[str], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[Future[None]] = []
+
+    def meet(_name: str) -> None:
+        if not others:
+            others.append(pool.submit(stage.ensure, names[0]))
+            time.sleep(BRIEF)
+
+    loads = counted(stage, monkeypatch, meet)
+    stage.ensure(names[0])
+    others[0].result(WAIT)
+    assert loads == [names[0]]
+    assert stage.loaded == [names[0]]
+
+
+def test_a_request_whose_adapter_is_there_keeps_it_until_it_is_answered(
+    stage: Stage, client: TestClient, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its prompt is being prepared, others' adapters take all the room and somebody unloads it."""
+    original = stage.prepare
+    refused: list[str] = []
+
+    def crowded(request: Request) -> Prompt:
+        for name in names[1:]:
+            stage.ensure(name)
+        with pytest.raises(ConflictError, match="in use"):
+            stage.unload(request.model)
+        refused.append(request.model)
+        return original(request)
+
+    monkeypatch.setattr(stage, "prepare", crowded)
+    reply = ask(client, names[0])
+    assert (reply.status_code, refused) == (200, [names[0]]), reply.text
+    assert reply.json()["system_fingerprint"] == f"{stage.base}@{names[0]}"
+    stage.unload(names[0])
+    assert names[0] not in stage.loaded
+
+
+def test_a_request_that_leaves_the_line_keeps_its_adapter(
+    stage: Stage, names: list[str], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is unloaded at the very moment in which the request is neither in the line nor in work."""
+    stage.ensure(names[0])
+    original = stage.adapter_of
+    unloads: list[Future[None]] = []
+
+    def between(name: str) -> str | None:
+        unloads.append(pool.submit(stage.unload, name))
+        time.sleep(BRIEF)
+        return original(name)
+
+    monkeypatch.setattr(stage.scheduler, "_adapter_of", between)
+    asked = Client(stage.scheduler, "hello", 8, model=names[0])
+    assert asked.done.wait(WAIT)
+    assert asked.text
+    with pytest.raises(ConflictError, match="in use"):
+        unloads[0].result(WAIT)
+    until(lambda: not stage.scheduler.models_in_use())
+    stage.unload(names[0])
+    assert stage.loaded == []
+
+
+def test_a_request_that_failed_holds_on_to_nothing(
+    stage: Stage, client: TestClient, names: list[str]
+) -> None:
+    assert ask(client, "nobody").status_code == 404
+    stage.ensure(names[0])
+    body = {"model": names[0], "messages": [{"role": "user", "content": "hello " * 2000}]}
+    assert client.post("/v1/chat/completions", json=body).status_code == 400
+    stage.unload(names[0])
+    assert stage.loaded == []
