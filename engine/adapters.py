@@ -60,6 +60,7 @@ class Stage:
         self._failed_seq: int | None = None
         self._retry_at = 0.0
         self._lock = threading.Lock()  # of whoever loads and frees, for seconds
+        self._opening = threading.Lock()
         self._names = threading.Lock()  # over what is loaded and kept, never for longer than a look
         self._closing = threading.Event()
         self._settled = threading.Event()
@@ -159,22 +160,33 @@ class Stage:
 
         Raises NotFoundError when the registry has no such adapter for this base, ModelError when it is unfit.
         """
-        if self._answers(name):
+        if self.answers_to(name):
             return
+        adapter = self.find(name)
         with self._lock:
-            if self._answers(name):  # another request had it loaded meanwhile
+            if self.answers_to(name):  # another request had it loaded meanwhile
                 return
-            registry = self._open()
-            if registry is None:
-                raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
-            self._load(registry.get(name))
+            self._load(adapter)
             with self._names:
                 self._aside[name] = None
             self._evict()
 
-    def _answers(self, name: str) -> bool:
-        """Whether a request that names this could begin now."""
+    def answers_to(self, name: str) -> bool:
+        """Whether a request that names this could begin now; waits for nothing."""
         return name in ("live", "base", self.base) or name in self.loaded
+
+    def find(self, name: str) -> Adapter:
+        """The adapter of the registry, whatever is being loaded meanwhile.
+
+        Raises NotFoundError when there is none of this name for this base.
+        """
+        registry = self._open()
+        if registry is None:
+            raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
+        adapter = registry.get(name)
+        if adapter.base != self.base:
+            raise NotFoundError(f"Adapter {name} belongs to {adapter.base}, not to {self.base}.")
+        return adapter
 
     def scale(self, name: str, scale: float) -> None:
         """How strongly an adapter acts on requests from now on: 1 as trained, 0 not at all.
@@ -201,9 +213,8 @@ class Stage:
                 raise ConflictError(f"Adapter {name} is in use.", "Roll back first, or wait.")
 
     def _switch(self, wanted: str | None, seq: int) -> None:
-        registry = self._open()
-        if wanted is not None and wanted not in self.loaded and registry is not None:
-            self._load(registry.get(wanted))
+        if wanted is not None and wanted not in self.loaded:
+            self._load(self.find(wanted))
         with self._names:
             old, self.live, self.seq = self.live, wanted, seq
             self._aside.pop(wanted or "", None)
@@ -215,8 +226,6 @@ class Stage:
         self._evict()
 
     def _load(self, adapter: Adapter) -> None:
-        if adapter.base != self.base:
-            raise NotFoundError(f"Adapter {adapter.id} belongs to {adapter.base}, not to {self.base}.")
         with self._checked(adapter) as path:
             self._trial(adapter, over=False)
             try:
@@ -321,10 +330,11 @@ class Stage:
         return bool(self.scheduler.call(free).result())
 
     def _open(self) -> AdapterRegistry | None:
-        if self._registry is None and self._settings.database.exists():
-            database = Database(self._settings.database)
-            self._registry = AdapterRegistry(database, self._settings.data_dir / "adapters")
-        return self._registry
+        with self._opening:
+            if self._registry is None and self._settings.database.exists():
+                database = Database(self._settings.database)
+                self._registry = AdapterRegistry(database, self._settings.data_dir / "adapters")
+            return self._registry
 
     def _failed(self, seq: int | None, error: Exception) -> None:
         message = str(error)

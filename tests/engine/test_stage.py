@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.adapters import AdapterRegistry
-from core.errors import ConflictError
+from core.errors import ConflictError, NotFoundError
 from engine.adapters import Stage
 from engine.api import Api
 from engine.backend import Prompt
@@ -20,7 +22,7 @@ from engine.requests import Request
 from tests.engine.test_scheduler import Client, until
 from tests.tiny import TinyModel, register_adapter
 
-WAIT = 60.0  # seconds after which a test that hangs fails
+WAIT = 30.0  # seconds after which a test that hangs fails
 BRIEF = 0.2  # seconds in which a fault has time to show; without the fault nothing depends on it
 
 
@@ -77,6 +79,56 @@ def test_two_requests_for_an_adapter_load_it_once(
     others[0].result(WAIT)
     assert loads == [names[0]]
     assert stage.loaded == [names[0]]
+
+
+def held(gate: threading.Event, begun: threading.Event) -> Callable[[str], None]:
+    """To be called before a load, which then waits at the gate."""
+
+    def wait(_name: str) -> None:
+        begun.set()
+        assert gate.wait(WAIT)
+
+    return wait
+
+
+def test_an_unknown_name_is_refused_while_another_adapter_loads(
+    stage: Stage, names: list[str], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    counted(stage, monkeypatch, held(gate, begun))
+    loading = pool.submit(stage.ensure, names[0])
+    try:
+        assert begun.wait(WAIT)
+        assert isinstance(pool.submit(stage.ensure, "nobody").exception(WAIT), NotFoundError)
+    finally:
+        gate.set()
+    loading.result(WAIT)
+
+
+def test_whoever_waits_for_a_load_keeps_nobody_else_waiting(
+    stage: Stage,
+    client: TestClient,
+    names: list[str],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server has a single thread for its requests; two of them wait for an adapter that loads slowly."""
+    assert client.portal is not None
+    client.portal.call(lambda: asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1)))
+    stage.ensure(names[0])
+    gate, begun = threading.Event(), threading.Event()
+    counted(stage, monkeypatch, held(gate, begun))
+    waiting = [pool.submit(ask, client, names[1]) for _ in range(2)]
+    try:
+        assert begun.wait(WAIT)
+        others = {name: pool.submit(ask, client, name) for name in (names[0], "nobody")}
+        assert {name: other.result(WAIT).status_code for name, other in others.items()} == {
+            names[0]: 200, "nobody": 404,
+        }  # fmt: skip
+        assert not any(one.done() for one in waiting)
+    finally:
+        gate.set()
+    assert [one.result(WAIT).status_code for one in waiting] == [200, 200]
 
 
 def test_a_request_whose_adapter_is_there_keeps_it_until_it_is_answered(
