@@ -28,7 +28,6 @@ from engine.scheduler import Event, Scheduler, Ticket
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-KEEP_ASIDE = 2  # adapters kept beside the one on stage, for comparing candidates
 MAX_CRASHES = 2
 MAX_SCALE = 2.0
 TRIAL_SECONDS = 120.0
@@ -54,7 +53,7 @@ class Stage:
         self._base_sha256 = ""
         self._backend = backend
         self._registry: AdapterRegistry | None = None
-        self._aside: OrderedDict[str, None] = OrderedDict()
+        self._aside: OrderedDict[str, None] = OrderedDict()  # the one named last is last
         self._kept: Counter[str] = Counter()  # how many hold on to a name, see `keep`
         self._scales: dict[str, float] = {}
         self._failed_seq: int | None = None
@@ -134,6 +133,7 @@ class Stage:
                 waiting = seq == self._failed_seq and time.monotonic() < self._retry_at
                 if seq == self.seq and wanted == self.live:
                     self._failed_seq, self.error = None, ""
+                    self._evict()  # those that were in use when their room was needed
                 elif force or not waiting:
                     self._switch(wanted, seq)
             except Exception as error:  # the old adapter goes on answering, whatever is wrong with the new
@@ -143,10 +143,13 @@ class Stage:
     def keep(self, name: str) -> Iterator[None]:
         """Free no adapter of this name within the block: from before `ensure` until a request is in the line.
 
-        From then on the request itself keeps it. The name may stand for anything, loaded or not.
+        From then on the request itself keeps it. The name may stand for anything, loaded or not; as it is
+        the last that was named, others go before it.
         """
         with self._names:
             self._kept[name] += 1
+            if name in self._aside:
+                self._aside.move_to_end(name)
         try:
             yield
         finally:
@@ -160,16 +163,17 @@ class Stage:
 
         Raises NotFoundError when the registry has no such adapter for this base, ModelError when it is unfit.
         """
-        if self.answers_to(name):
-            return
-        adapter = self.find(name)
-        with self._lock:
-            if self.answers_to(name):  # another request had it loaded meanwhile
+        with self.keep(name):
+            if self.answers_to(name):
                 return
-            self._load(adapter)
-            with self._names:
-                self._aside[name] = None
-            self._evict()
+            adapter = self.find(name)
+            with self._lock:
+                if self.answers_to(name):  # another request had it loaded meanwhile
+                    return
+                self._load(adapter)
+                with self._names:
+                    self._aside[name] = None
+                self._evict()
 
     def answers_to(self, name: str) -> bool:
         """Whether a request that names this could begin now; waits for nothing."""
@@ -301,10 +305,10 @@ class Stage:
             write_json(note, crashes)
 
     def _evict(self) -> None:
-        """Free adapters that nobody asks for, oldest first, until few are kept."""
+        """Free adapters that no request names, the longest unnamed first, down to `adapters_aside`."""
         with self._names:
             idle = [name for name in self._aside if not self._named(name)]
-            spare = max(0, len(self._aside) - KEEP_ASIDE)
+            spare = max(0, len(self._aside) - self._settings.adapters_aside)
         for name in idle[:spare]:
             self._free_idle(name)
 

@@ -35,9 +35,10 @@ def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, tiny_model: TinyModel) -> Iterator[Stage]:
-    """A stage of its own over the tiny model, following the registry only when told."""
-    made = make_stage(Settings(data_dir=tmp_path, model=str(tiny_model.gguf), threads=1, context=512))
+def stage(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: TinyModel) -> Iterator[Stage]:
+    """A stage of its own over the tiny model, following the registry when told; its parameter sets more."""
+    more = getattr(request, "param", {})
+    made = make_stage(Settings(data_dir=tmp_path, model=str(tiny_model.gguf), threads=1, context=512, **more))
     made.scheduler.start()
     until(lambda: made.scheduler.state != "loading", 60)
     assert made.scheduler.state == "ready", made.scheduler.reason

@@ -7,7 +7,8 @@ import pytest
 from core.adapters import CARD, AdapterRegistry
 from core.errors import NotFoundError
 from core.files import sha256_of, write_json
-from engine.adapters import KEEP_ASIDE, MAX_CRASHES, TRIAL, Stage
+from core.settings import Settings
+from engine.adapters import MAX_CRASHES, TRIAL, Stage
 from tests.engine.test_scheduler import Client
 from tests.tiny import TinyModel, register_adapter
 from tests.tiny import tiny_model as build
@@ -179,7 +180,7 @@ def test_candidates_are_loaded_by_name_and_few_are_kept(
     for number in range(4):
         stage.ensure(register_adapter(registry, tiny_model, 2, f"candidate-{number}").id)
     assert stage.loaded == ["live-one", "candidate-2", "candidate-3"]
-    assert len(stage.loaded) == 1 + KEEP_ASIDE
+    assert len(stage.loaded) == 1 + Settings().adapters_aside
     assert stage.adapter_of("candidate-3") == "candidate-3"
     assert (stage.adapter_of("live"), stage.adapter_of("base")) == ("live-one", None)
     with pytest.raises(NotFoundError):
@@ -213,4 +214,4 @@ def test_thirty_swaps_follow_the_registry(
         assert stage.live == wanted
         assert said.setdefault(wanted, say(stage)) == say(stage)
     assert len(set(said.values())) == 3
-    assert len(stage.loaded) <= 1 + KEEP_ASIDE
+    assert len(stage.loaded) <= 1 + Settings().adapters_aside

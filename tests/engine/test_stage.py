@@ -187,3 +187,37 @@ def test_a_request_that_failed_holds_on_to_nothing(
     assert client.post("/v1/chat/completions", json=body).status_code == 400
     stage.unload(names[0])
     assert stage.loaded == []
+
+
+def test_the_adapter_that_was_not_named_for_longest_goes_first(
+    stage: Stage, client: TestClient, names: list[str]
+) -> None:
+    for name in (names[0], names[1], names[0], names[2]):
+        assert ask(client, name).status_code == 200
+    assert stage.loaded == [names[0], names[2]]
+    for _ in range(2):
+        stage.ensure(names[0])
+    stage.ensure(names[3])
+    assert stage.loaded == [names[0], names[3]]
+
+
+@pytest.mark.parametrize("stage", [{"adapters_aside": 4}], indirect=True)
+def test_the_setting_says_how_many_are_kept(
+    stage: Stage, registry: AdapterRegistry, names: list[str]
+) -> None:
+    registry.promote(names[0], "me", "test")
+    stage.sync()
+    for name in names:
+        stage.ensure(name)
+    assert stage.loaded == names
+
+
+@pytest.mark.parametrize("stage", [{"adapters_aside": 0}], indirect=True)
+def test_what_finds_no_room_goes_once_no_request_names_it(stage: Stage, names: list[str]) -> None:
+    with stage.keep(names[0]), stage.keep(names[1]):
+        for name in names[:2]:
+            stage.ensure(name)
+        stage.sync()
+        assert stage.loaded == names[:2]
+    stage.sync()
+    assert stage.loaded == []
