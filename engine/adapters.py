@@ -67,19 +67,20 @@ class Stage:
     @property
     def loaded(self) -> list[str]:
         """Ids of the adapters in memory, the one on stage first."""
-        with self._names:
-            return ([self.live] if self.live else []) + list(self._aside)
+        return [str(adapter["id"]) for adapter in self.adapters()]
 
     def facts(self) -> dict[str, Any]:
         """What the backend says about the model."""
         return self._backend.facts()
 
     def adapters(self) -> list[dict[str, Any]]:
-        """The loaded adapters with their scale, the one on stage first."""
-        return [
-            {"id": name, "on_stage": name == self.live, "scale": self._scales.get(name, 1.0)}
-            for name in self.loaded
-        ]
+        """The loaded adapters with their scale, the one on stage first, as of one moment."""
+        with self._names:
+            return [
+                {"id": name, "on_stage": name == self.live, "scale": self._scales.get(name, 1.0)}
+                for name in (self.live, *self._aside)
+                if name is not None
+            ]
 
     def prepare(self, request: Request) -> Prompt:
         """A request's prompt, encoded and checked (raises BadRequest)."""
@@ -201,9 +202,15 @@ class Stage:
             raise BadRequest(f"scale must lie from 0 to {MAX_SCALE:g}.", "scale")
         if name in ("live", "base", self.base):
             raise NotFoundError(f"{name} is no adapter's id.", "See GET /adapters.")
-        self.ensure(name)
-        self.scheduler.call(lambda: self._backend.scale_adapter(name, scale)).result()
-        self._scales[name] = scale
+
+        def act() -> None:
+            self._backend.scale_adapter(name, scale)
+            with self._names:
+                self._scales[name] = scale
+
+        with self.keep(name):  # else its next load would begin with a scale that nobody gave it
+            self.ensure(name)
+            self.scheduler.call(act).result()
 
     def unload(self, name: str) -> None:
         """Free an adapter that is not on stage; replies in work finish on it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -221,3 +222,53 @@ def test_what_finds_no_room_goes_once_no_request_names_it(stage: Stage, names: l
         assert stage.loaded == names[:2]
     stage.sync()
     assert stage.loaded == []
+
+
+def test_a_scale_lasts_no_longer_than_its_adapter_is_loaded(
+    stage: Stage, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody unloads the adapter between its load and the moment in which its scale is set."""
+    original = stage.ensure
+
+    def unloaded(name: str) -> None:
+        original(name)
+        with pytest.raises(ConflictError, match="in use"):
+            stage.unload(name)
+
+    monkeypatch.setattr(stage, "ensure", unloaded)
+    stage.scale(names[0], 0.5)
+    assert stage.adapters() == [{"id": names[0], "on_stage": False, "scale": 0.5}]
+    stage.unload(names[0])
+    original(names[0])
+    assert stage.adapters() == [{"id": names[0], "on_stage": False, "scale": 1.0}]
+
+
+def test_what_is_loaded_is_told_as_of_one_moment(
+    stage: Stage, registry: AdapterRegistry, names: list[str], pool: ThreadPoolExecutor
+) -> None:
+    """While two adapters take turns on stage, a reader always sees both, one of them there."""
+    for name in names[:2]:
+        registry.promote(name, "me", "test")
+        stage.sync()
+    done = threading.Event()
+
+    def read() -> list[list[dict[str, Any]]]:
+        seen = []
+        while not done.is_set():
+            found = stage.adapters()
+            if sorted(one["id"] for one in found) != names[:2] or sum(one["on_stage"] for one in found) != 1:
+                seen.append(found)
+        return seen
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        reader = pool.submit(read)
+        for number in range(60):
+            registry.promote(names[number % 2], "me", "test")
+            stage.sync()
+        done.set()
+        assert reader.result(WAIT) == []
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
