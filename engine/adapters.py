@@ -19,19 +19,18 @@ from typing import Any
 from core.adapters import Adapter, AdapterRegistry
 from core.db import Database, audit
 from core.errors import ConflictError, ModelError, NotFoundError, UnderstudyError
-from core.files import read_json, sha256_of, write_json
+from core.files import sha256_of
 from core.settings import Settings
 from engine.backend import Backend, Failed, Finished, Prompt
 from engine.canary import canaries, require_words
 from engine.requests import BadRequest, Request
 from engine.scheduler import Event, Scheduler, Ticket
+from engine.trials import Trials
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-MAX_CRASHES = 2
 MAX_SCALE = 2.0
 TRIAL_SECONDS = 120.0
-TRIAL = "engine-trial.json"
 
 
 class Stage:
@@ -52,6 +51,7 @@ class Stage:
         self._base_file = base_file
         self._base_sha256 = ""
         self._backend = backend
+        self._trials = Trials(settings.data_dir)
         self._registry: AdapterRegistry | None = None
         self._aside: OrderedDict[str, None] = OrderedDict()  # the one named last is last
         self._kept: Counter[str] = Counter()  # how many hold on to a name, see `keep`
@@ -116,8 +116,9 @@ class Stage:
         self._settled.set()
 
     def close(self) -> None:
-        """Stop watching and stop the owner thread."""
+        """Stop watching and stop the owner thread; an adapter on trial is not to blame."""
         self._closing.set()
+        self._trials.abandon()
         self.scheduler.stop()
 
     def sync(self, *, force: bool = False) -> None:
@@ -237,15 +238,11 @@ class Stage:
         self._evict()
 
     def _load(self, adapter: Adapter) -> None:
-        with self._checked(adapter) as path:
-            self._trial(adapter, over=False)
-            try:
-                self._backend.check_adapter(adapter.id, path)
-                self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
-                if self._base_file is not None:
-                    self._self_test(adapter.id)
-            finally:
-                self._trial(adapter, over=True)
+        with self._checked(adapter) as path, self._trials.trial(adapter):
+            self._backend.check_adapter(adapter.id, path)
+            self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
+            if self._base_file is not None:
+                self._self_test(adapter.id)
 
     def _self_test(self, adapter_id: str) -> None:
         """Let a loaded adapter answer the canary prompts beside the replies in work.
@@ -293,23 +290,6 @@ class Stage:
             except ModelError as error:  # a message about the copy is about the file
                 message = error.message.replace(str(path), str(self._registry.path(adapter.id)))
                 raise ModelError(message, error.next_step) from error
-
-    def _trial(self, adapter: Adapter, *, over: bool) -> None:
-        """Count a trial before native code sees the adapter and uncount it after: a crash leaves the count.
-
-        Raises ModelError when the adapter crashed the engine before, so that it does not do so for ever.
-        """
-        note = self._settings.data_dir / TRIAL
-        crashes: dict[str, int] = {}
-        with suppress(UnderstudyError):
-            crashes = dict(read_json(note))
-        count = crashes.pop(adapter.sha256, 0)
-        if not over and count >= MAX_CRASHES:
-            raise ModelError(f"Adapter {adapter.id} crashed the engine {count} times.", "Roll back.")
-        if not over:
-            crashes[adapter.sha256] = count + 1
-        if crashes or note.exists():
-            write_json(note, crashes)
 
     def _evict(self) -> None:
         """Free adapters that no request names, the longest unnamed first, down to `adapters_aside`."""

@@ -8,7 +8,8 @@ from core.adapters import CARD, AdapterRegistry
 from core.errors import NotFoundError
 from core.files import sha256_of, write_json
 from core.settings import Settings
-from engine.adapters import MAX_CRASHES, TRIAL, Stage
+from engine.adapters import Stage
+from engine.trials import MAX_CRASHES, NOTE
 from tests.engine.test_scheduler import Client
 from tests.tiny import TinyModel, register_adapter
 from tests.tiny import tiny_model as build
@@ -191,12 +192,12 @@ def test_an_adapter_that_crashed_the_engine_is_not_tried_for_ever(
     stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     adapter = register_adapter(registry, tiny_model, 1)
-    write_json(tmp_path / TRIAL, {adapter.sha256: MAX_CRASHES})
+    write_json(tmp_path / NOTE, {adapter.sha256: MAX_CRASHES})
     registry.promote(adapter.id, "me", "test")
     stage.sync()
     assert stage.live is None
     assert "crashed the engine" in stage.error
-    write_json(tmp_path / TRIAL, {adapter.sha256: MAX_CRASHES - 1})
+    write_json(tmp_path / NOTE, {adapter.sha256: MAX_CRASHES - 1})
     stage.sync(force=True)
     assert stage.live == adapter.id
 
