@@ -45,6 +45,7 @@ class Stage:
         self.live: str | None = None
         self.seq = 0
         self.swaps = 0
+        self.loads = 0
         self.error = ""
         self.scheduler = Scheduler(backend, self.adapter_of)
         self._settings = settings
@@ -243,6 +244,7 @@ class Stage:
             self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
             if self._base_file is not None:
                 self._self_test(adapter.id)
+        self.loads += 1
 
     def _self_test(self, adapter_id: str) -> None:
         """Let a loaded adapter answer the canary prompts beside the replies in work.

@@ -139,6 +139,7 @@ class Api:
                 scheduler.longest_pause,
                 "Longest pause for loading or freeing an adapter.",
             ),
+            "adapter_loads": (self.stage.loads, "Adapters loaded since the start."),
             "adapter_swaps": (self.stage.swaps, "Changes of the adapter on stage since the start."),
         }
         return PlainTextResponse(scheduler.metrics.render(gauges), media_type="text/plain; version=0.0.4")
