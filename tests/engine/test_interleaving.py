@@ -8,6 +8,7 @@ cache or adapter is another text.
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,26 @@ PAUSE = 0.05  # seconds between two things done to adapters
 ADAPTERS = tuple(f"tiny-adapter-{seed}" for seed in range(1, 6))
 SCALED, SCALE = ADAPTERS[-1], 0.5  # the only adapter whose scale changes, and what it becomes besides 1
 RULES = "Answer from the numbered lines of the documents only, and cite every one of them. " * 2
-Expected = dict[tuple[str, str], tuple[str, ...]]  # texts that a model may answer a question with
+# decoding with others goes through other kernels than decoding alone, which moves a logit by up to 0.005;
+# where the two best tokens are no further apart than this, either may be chosen
+TIE = 0.01
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply up to its first near-tie; `exact` when it has none, so that this is all of it."""
+
+    text: str
+    exact: bool
+
+    def fits(self, found: str, ended: bool) -> bool:
+        """Whether another run of the same may have said this, so far or to its end."""
+        if self.exact:
+            return found == self.text if ended else self.text.startswith(found)
+        return found.startswith(self.text) or (not ended and self.text.startswith(found))
+
+
+Expected = dict[tuple[str, str], tuple[Said, ...]]  # what a model may answer a question with
 
 
 def body(model: str, question: str, key: str = "") -> dict[str, Any]:
@@ -55,7 +76,7 @@ def act(running: Engine, expected: Expected, seed: int, turns: int) -> tuple[int
             continue  # hung up before anything came
         wanted = expected[served, question]
         complete += ended
-        if not (found in wanted if ended else any(text.startswith(found) for text in wanted)):
+        if not any(said.fits(found, ended) for said in wanted):
             faults.append(f"{model} as {served}: {question}: {found!r} instead of {wanted!r}")
         if model != "live" and served != model:
             faults.append(f"asked {model} and got {served}")
@@ -97,11 +118,30 @@ def expect(running: Engine, models: tuple[str, ...]) -> Expected:
             if len(scales) > 1:
                 assert running.client.post(f"/adapters/{model}", json={"scale": scale}).status_code == 200
             for question in questions:
-                said = whole(running, body(model, question), None)[0]
+                said = alone(running, body(model, question))
                 expected[model, question] = (*expected.get((model, question), ()), said)
-    said_by_all = [text for texts in expected.values() for text in texts]
-    assert len(set(said_by_all)) == len(said_by_all)
+    every = [said for some in expected.values() for said in some]
+    exact = [said.text for said in every if said.exact]
+    assert len(set(exact)) == len(exact)
+    assert len(exact) > len(every) / 2
     return expected
+
+
+def alone(running: Engine, request: dict[str, Any]) -> Said:
+    """What is said when nothing else goes on."""
+    response = running.client.post(
+        "/v1/chat/completions", json=request | {"logprobs": True, "top_logprobs": 2}
+    )
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    for token in choice["logprobs"]["content"]:
+        best, second = token["top_logprobs"]
+        if best["logprob"] - second["logprob"] < TIE:
+            return Said(text, exact=False)
+        text += decoder.decode(bytes(token["bytes"]))
+    return Said(choice["message"]["content"], exact=True)
 
 
 Disturb = Callable[[Engine, AdapterRegistry, int], str]
