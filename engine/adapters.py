@@ -1,4 +1,4 @@
-"""Bringing the adapter on stage into the engine: check, load, try, then switch.
+"""Which adapters are in the engine: the one on stage, and those that requests name.
 
 The registry says who should be on stage; this follows it about once a second. A candidate is switched to only
 after its hash, header, fit and canary prompts passed; until then, and when it fails, the old one keeps
@@ -7,7 +7,6 @@ answering. A failure is reported and tried again only after a pause, or when the
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,40 +18,30 @@ from typing import Any
 from core.adapters import Adapter, AdapterRegistry
 from core.db import Database, audit
 from core.errors import ConflictError, ModelError, NotFoundError, UnderstudyError
-from core.files import sha256_of
 from core.settings import Settings
-from engine.backend import Backend, Failed, Finished, Prompt
-from engine.canary import canaries, require_words
+from engine.backend import Backend, Prompt
+from engine.loading import Loader
 from engine.requests import BadRequest, Request
-from engine.scheduler import Event, Scheduler, Ticket
-from engine.trials import Trials
+from engine.scheduler import Scheduler
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
 MAX_SCALE = 2.0
-TRIAL_SECONDS = 120.0
 
 
 class Stage:
-    """Which adapter answers to `live`, and which others are loaded.
-
-    `base_file` None (the scripted engine, or another server whose model has no file here) believes the
-    registry without looking at files.
-    """
+    """Which adapter answers to `live`, and which others are loaded; `base_file` as for `Loader`."""
 
     def __init__(self, settings: Settings, base: str, base_file: Path | None, backend: Backend) -> None:
         self.base = base
         self.live: str | None = None
         self.seq = 0
         self.swaps = 0
-        self.loads = 0
         self.error = ""
         self.scheduler = Scheduler(backend, self.adapter_of)
         self._settings = settings
-        self._base_file = base_file
-        self._base_sha256 = ""
         self._backend = backend
-        self._trials = Trials(settings.data_dir)
+        self._loader = Loader(settings, base_file, backend, self.scheduler)
         self._registry: AdapterRegistry | None = None
         self._aside: OrderedDict[str, None] = OrderedDict()  # the one named last is last
         self._kept: Counter[str] = Counter()  # how many hold on to a name, see `keep`
@@ -69,6 +58,11 @@ class Stage:
     def loaded(self) -> list[str]:
         """Ids of the adapters in memory, the one on stage first."""
         return [str(adapter["id"]) for adapter in self.adapters()]
+
+    @property
+    def loads(self) -> int:
+        """How many adapters were loaded since the start."""
+        return self._loader.loads
 
     def facts(self) -> dict[str, Any]:
         """What the backend says about the model."""
@@ -119,7 +113,7 @@ class Stage:
     def close(self) -> None:
         """Stop watching and stop the owner thread; an adapter on trial is not to blame."""
         self._closing.set()
-        self._trials.abandon()
+        self._loader.trials.abandon()
         self.scheduler.stop()
 
     def sync(self, *, force: bool = False) -> None:
@@ -239,59 +233,8 @@ class Stage:
         self._evict()
 
     def _load(self, adapter: Adapter) -> None:
-        with self._checked(adapter) as path, self._trials.trial(adapter):
-            self._backend.check_adapter(adapter.id, path)
-            self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
-            if self._base_file is not None:
-                self._self_test(adapter.id)
-        self.loads += 1
-
-    def _self_test(self, adapter_id: str) -> None:
-        """Let a loaded adapter answer the canary prompts beside the replies in work.
-
-        Raises ModelError, and frees the adapter, when its numbers are not finite or it says nothing at all.
-        """
-        try:
-            require_words(sum(self._try(request, adapter_id) for request in canaries()))
-        except BaseException:
-            self.scheduler.call(lambda: self._backend.free_adapter(adapter_id)).result()
-            raise
-
-    def _try(self, request: Request, adapter_id: str) -> int:
-        """Tokens that an adapter answers a canary prompt with."""
-        events: queue.Queue[Event] = queue.Queue()
-        ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
-        self.scheduler.submit(ticket)
-        try:
-            while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
-                if isinstance(event, Failed):
-                    raise event.error
-        except queue.Empty:
-            self.scheduler.cancel(ticket)
-            message = f"Adapter {adapter_id} did not answer its self-test in time."
-            raise ModelError(message, "Try again when it is quiet.") from None
-        return event.completion_tokens
-
-    @contextmanager
-    def _checked(self, adapter: Adapter) -> Iterator[Path]:
-        """The very bytes whose hash was checked, for as long as they are being loaded (raises ModelError)."""
-        if self._base_file is None:
-            yield Path()
-            return
         assert self._registry is not None
-        # seconds for a large file, so only when the first adapter comes
-        self._base_sha256 = self._base_sha256 or sha256_of(self._base_file)
-        if adapter.base_sha256 != self._base_sha256:
-            raise ModelError(
-                f"Adapter {adapter.id} was made for another file of {self.base}.",
-                "Train it again on this one.",
-            )
-        with self._registry.verified(adapter) as path:
-            try:
-                yield path
-            except ModelError as error:  # a message about the copy is about the file
-                message = error.message.replace(str(path), str(self._registry.path(adapter.id)))
-                raise ModelError(message, error.next_step) from error
+        self._loader.load(self._registry, adapter)
 
     def _evict(self) -> None:
         """Free adapters that no request names, the longest unnamed first, down to `adapters_aside`."""

@@ -9,6 +9,9 @@ from core.errors import NotFoundError
 from core.files import sha256_of, write_json
 from core.settings import Settings
 from engine.adapters import Stage
+from engine.backend import Output
+from engine.canary import CANARIES
+from engine.runtime import LlamaBackend
 from engine.trials import MAX_CRASHES, NOTE
 from tests.engine.test_scheduler import Client
 from tests.tiny import TinyModel, register_adapter
@@ -186,6 +189,22 @@ def test_candidates_are_loaded_by_name_and_few_are_kept(
     assert (stage.adapter_of("live"), stage.adapter_of("base")) == ("live-one", None)
     with pytest.raises(NotFoundError):
         stage.ensure("nobody")
+
+
+def test_a_self_test_asks_all_its_questions_at_once(
+    stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = stage._backend
+    assert isinstance(backend, LlamaBackend)
+    original, together = backend.step, []
+
+    def step() -> list[Output]:
+        together.append(len(backend._running))
+        return original()
+
+    monkeypatch.setattr(backend, "step", step)
+    stage.ensure(register_adapter(registry, tiny_model, 1).id)
+    assert max(together) == len(CANARIES)
 
 
 def test_an_adapter_that_crashed_the_engine_is_not_tried_for_ever(
