@@ -176,6 +176,12 @@ class Stage:
         """Whether a request that names this could begin now; waits for nothing."""
         return name in ("live", "base", self.base) or name in self.loaded
 
+    def candidates(self) -> list[Adapter]:
+        """Every adapter of the registry that may be for this base, newest first; a request may name any."""
+        registry = self._open()
+        found = registry.all(self.base) if registry is not None else []
+        return [adapter for adapter in found if self._loader.fits(adapter)]
+
     def find(self, name: str) -> Adapter:
         """The adapter of the registry, whatever is being loaded meanwhile.
 

@@ -103,20 +103,26 @@ class Api:
 
     async def models(self, _request: HttpRequest) -> Response:
         """What `model` may name."""
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._names()]})
+        return JSONResponse({"object": "list", "data": await self._models()})
 
     async def model(self, request: HttpRequest) -> Response:
         """One of them."""
         name = request.path_params["id"]
-        if name not in self._names():
-            raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
-        return JSONResponse(self._model(name))
+        for model in await self._models():
+            if model["id"] == name:
+                return JSONResponse(model)
+        raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
 
-    def _names(self) -> list[str]:
-        return ["live", "base", *self.stage.loaded]
-
-    def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": int(self.started), "owned_by": "understudy"}
+    async def _models(self) -> list[dict[str, Any]]:
+        """`live`, `base` and every adapter that fits, loaded or not: it is loaded when a request names it."""
+        adapters = await asyncio.to_thread(self.stage.candidates)
+        loaded = {"live", "base", *self.stage.loaded}
+        created = {"live": int(self.started), "base": int(self.started)}
+        created |= {adapter.id: adapter.created_at // 1000 for adapter in adapters}
+        return [
+            {"id": name, "object": "model", "created": at, "owned_by": "understudy", "loaded": name in loaded}
+            for name, at in created.items()
+        ]
 
     async def queue(self, request: HttpRequest) -> Response:
         """The load, and with `?key=` the place of that user's or conversation's request (0: in work)."""

@@ -22,6 +22,7 @@ from engine.backend import Prompt
 from engine.requests import Request
 from tests.engine.test_scheduler import Client, until
 from tests.tiny import TinyModel, register_adapter
+from tests.tiny import tiny_model as build
 
 WAIT = 30.0  # seconds after which a test that hangs fails
 BRIEF = 0.2  # seconds in which a fault has time to show; without the fault nothing depends on it
@@ -272,3 +273,35 @@ def test_what_is_loaded_is_told_as_of_one_moment(
     finally:
         sys.setswitchinterval(interval)
         done.set()
+
+
+def test_every_adapter_of_the_base_is_a_model_and_the_loaded_ones_are_marked(
+    stage: Stage,
+    client: TestClient,
+    names: list[str],
+    registry: AdapterRegistry,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage.ensure(names[0])
+    other = register_adapter(registry, build(512), 1, "of-another-base")
+    foreign = register_adapter(registry, build(), 1, "of-another-file")
+    with registry.database.write() as connection:
+        connection.execute("UPDATE adapters SET base_sha256 = 'other' WHERE id = ?", (foreign.id,))
+
+    def models() -> dict[str, bool]:
+        return {model["id"]: model["loaded"] for model in client.get("/v1/models").json()["data"]}
+
+    gate, begun = threading.Event(), threading.Event()
+    counted(stage, monkeypatch, held(gate, begun))
+    loading = pool.submit(stage.ensure, names[1])
+    try:
+        assert begun.wait(WAIT)
+        expected = {"live": True, "base": True} | {name: name == names[0] for name in names}
+        assert pool.submit(models).result(WAIT) == expected  # also while another one loads
+    finally:
+        gate.set()
+    loading.result(WAIT)
+    assert models() == expected | {names[1]: True}
+    assert client.get(f"/v1/models/{names[4]}").json()["id"] == names[4]
+    assert client.get(f"/v1/models/{other.id}").status_code == 404
