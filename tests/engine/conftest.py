@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from core.settings import Settings
 from engine.adapters import Stage
 from engine.runtime import LlamaBackend
 from engine.server import make_stage
+from tests.engine.facades import LINES, two_adapters
 from tests.engine.replies import SETTINGS, load
+from tests.engine.serving import Engine, engine
 from tests.engine.test_scheduler import until
 from tests.tiny import TinyModel
 
@@ -45,3 +48,13 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: TinyModel)
     yield made
     made.close()
     assert made.scheduler.join(5)
+
+
+@pytest.fixture
+def writer(tiny_model: TinyModel, tmp_path: Path) -> Iterator[Engine]:
+    """The scripted engine behind a facade: it knows both adapters by name."""
+    folder = tmp_path / "writer"
+    with two_adapters(tiny_model, folder):
+        (folder / "script.json").write_text(json.dumps(LINES))
+        with engine(folder, str(tiny_model.gguf), "--scripted", str(folder / "script.json")) as running:
+            yield running
