@@ -126,8 +126,10 @@ class AdapterRegistry:
     def all(self, base: str | None = None) -> list[Adapter]:
         """Every adapter (of a base), newest first."""
         with self.database.read() as connection:
-            rows = connection.execute("SELECT * FROM adapters ORDER BY created_at DESC, id").fetchall()
-        return [_adapter(row) for row in rows if base in (None, row["base"])]
+            rows = connection.execute(
+                "SELECT * FROM adapters WHERE base = coalesce(?, base) ORDER BY created_at DESC, id", (base,)
+            ).fetchall()
+        return [_adapter(row) for row in rows]
 
     def set_verdict(self, adapter_id: str, verdict: str, metrics: dict[str, Any]) -> None:
         """Record what the gate decided (`passed` or `refused`) and the metrics it decided on."""

@@ -45,6 +45,7 @@ class Settings:
     context: int = 0  # tokens of context; 0 takes the catalog's
     threads: int = 0  # CPU threads of the engine; 0 takes every core
     slots: int = 0  # replies generated at once; 0 takes as many as fit in an eighth of the memory, at most 8
+    adapters_aside: int = 2  # adapters kept loaded beside the one on stage; the longest unasked goes first
     gpu_layers: int = -1  # layers put on a GPU when llama.cpp was built for one; -1 is all
     passages: int = 0  # passages put into a prompt; 0 takes the catalog's
     cross_encoder: bool = True  # read the best lines once more with the question before choosing among them
@@ -154,6 +155,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "context": (0, 1_048_576),
     "threads": (0, 1024),
     "slots": (0, 64),
+    "adapters_aside": (0, 64),
     "gpu_layers": (-1, 10_000),
     "passages": (0, 32),
     "vote_half_life": (1, 36_500),

@@ -1,4 +1,4 @@
-"""Bringing the adapter on stage into the engine: check, load, try, then switch.
+"""Which adapters are in the engine: the one on stage, and those that requests name.
 
 The registry says who should be on stage; this follows it about once a second. A candidate is switched to only
 after its hash, header, fit and canary prompts passed; until then, and when it fails, the old one keeps
@@ -7,10 +7,9 @@ answering. A failure is reported and tried again only after a pause, or when the
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,28 +18,19 @@ from typing import Any
 from core.adapters import Adapter, AdapterRegistry
 from core.db import Database, audit
 from core.errors import ConflictError, ModelError, NotFoundError, UnderstudyError
-from core.files import read_json, sha256_of, write_json
 from core.settings import Settings
-from engine.backend import Backend, Failed, Finished, Prompt
-from engine.canary import canaries, require_words
+from engine.backend import Backend, Prompt
+from engine.loading import Loader
 from engine.requests import BadRequest, Request
-from engine.scheduler import Event, Scheduler, Ticket
+from engine.scheduler import Scheduler
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-KEEP_ASIDE = 2  # adapters kept beside the one on stage, for comparing candidates
-MAX_CRASHES = 2
 MAX_SCALE = 2.0
-TRIAL_SECONDS = 120.0
-TRIAL = "engine-trial.json"
 
 
 class Stage:
-    """Which adapter answers to `live`, and which others are loaded.
-
-    `base_file` None (the scripted engine, or another server whose model has no file here) believes the
-    registry without looking at files.
-    """
+    """Which adapter answers to `live`, and which others are loaded; `base_file` as for `Loader`."""
 
     def __init__(self, settings: Settings, base: str, base_file: Path | None, backend: Backend) -> None:
         self.base = base
@@ -50,33 +40,42 @@ class Stage:
         self.error = ""
         self.scheduler = Scheduler(backend, self.adapter_of)
         self._settings = settings
-        self._base_file = base_file
-        self._base_sha256 = ""
         self._backend = backend
+        self._loader = Loader(settings, base_file, backend, self.scheduler)
         self._registry: AdapterRegistry | None = None
-        self._aside: OrderedDict[str, None] = OrderedDict()
+        self._aside: OrderedDict[str, None] = OrderedDict()  # the one named last is last
+        self._kept: Counter[str] = Counter()  # how many hold on to a name, see `keep`
         self._scales: dict[str, float] = {}
         self._failed_seq: int | None = None
         self._retry_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of whoever loads and frees, for seconds
+        self._opening = threading.Lock()
+        self._names = threading.Lock()  # over what is loaded and kept, never for longer than a look
         self._closing = threading.Event()
         self._settled = threading.Event()
 
     @property
     def loaded(self) -> list[str]:
         """Ids of the adapters in memory, the one on stage first."""
-        return ([self.live] if self.live else []) + list(self._aside)
+        return [str(adapter["id"]) for adapter in self.adapters()]
+
+    @property
+    def loads(self) -> int:
+        """How many adapters were loaded since the start."""
+        return self._loader.loads
 
     def facts(self) -> dict[str, Any]:
         """What the backend says about the model."""
         return self._backend.facts()
 
     def adapters(self) -> list[dict[str, Any]]:
-        """The loaded adapters with their scale, the one on stage first."""
-        return [
-            {"id": name, "on_stage": name == self.live, "scale": self._scales.get(name, 1.0)}
-            for name in self.loaded
-        ]
+        """The loaded adapters with their scale, the one on stage first, as of one moment."""
+        with self._names:
+            return [
+                {"id": name, "on_stage": name == self.live, "scale": self._scales.get(name, 1.0)}
+                for name in (self.live, *self._aside)
+                if name is not None
+            ]
 
     def prepare(self, request: Request) -> Prompt:
         """A request's prompt, encoded and checked (raises BadRequest)."""
@@ -90,7 +89,7 @@ class Stage:
         """The adapter a model name stands for now (raises ModelError when it is not loaded)."""
         if name in ("live", "base", self.base):
             return None if name == "base" else self.live
-        if name not in self.loaded:
+        if name not in self.loaded:  # who asks by way of `keep` and `ensure` never sees this
             raise ModelError(f"Adapter {name} is not loaded any more.", "Ask again.")
         return name
 
@@ -112,8 +111,9 @@ class Stage:
         self._settled.set()
 
     def close(self) -> None:
-        """Stop watching and stop the owner thread."""
+        """Stop watching and stop the owner thread; an adapter on trial is not to blame."""
         self._closing.set()
+        self._loader.trials.abandon()
         self.scheduler.stop()
 
     def sync(self, *, force: bool = False) -> None:
@@ -130,25 +130,70 @@ class Stage:
                 waiting = seq == self._failed_seq and time.monotonic() < self._retry_at
                 if seq == self.seq and wanted == self.live:
                     self._failed_seq, self.error = None, ""
+                    self._evict()  # those that were in use when their room was needed
                 elif force or not waiting:
                     self._switch(wanted, seq)
             except Exception as error:  # the old adapter goes on answering, whatever is wrong with the new
                 self._failed(seq, error)
 
+    @contextmanager
+    def keep(self, name: str) -> Iterator[None]:
+        """Free no adapter of this name within the block: from before `ensure` until a request is in the line.
+
+        From then on the request itself keeps it. The name may stand for anything, loaded or not; as it is
+        the last that was named, others go before it.
+        """
+        with self._names:
+            self._kept[name] += 1
+            if name in self._aside:
+                self._aside.move_to_end(name)
+        try:
+            yield
+        finally:
+            with self._names:
+                self._kept[name] -= 1
+                if not self._kept[name]:
+                    del self._kept[name]
+
     def ensure(self, name: str) -> None:
-        """Load the adapter that a request names, unless it is there.
+        """Load the adapter that a request names, unless it is there; only `keep` makes it stay.
 
         Raises NotFoundError when the registry has no such adapter for this base, ModelError when it is unfit.
         """
-        if name in ("live", "base", self.base) or name in self.loaded:
-            return
-        with self._lock:
-            registry = self._open()
-            if registry is None:
-                raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
-            self._load(registry.get(name))
-            self._aside[name] = None
-            self._evict()
+        with self.keep(name):
+            if self.answers_to(name):
+                return
+            adapter = self.find(name)
+            with self._lock:
+                if self.answers_to(name):  # another request had it loaded meanwhile
+                    return
+                self._load(adapter)
+                with self._names:
+                    self._aside[name] = None
+                self._evict()
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a request that names this could begin now; waits for nothing."""
+        return name in ("live", "base", self.base) or name in self.loaded
+
+    def candidates(self) -> list[Adapter]:
+        """Every adapter of the registry that may be for this base, newest first; a request may name any."""
+        registry = self._open()
+        found = registry.all(self.base) if registry is not None else []
+        return [adapter for adapter in found if self._loader.fits(adapter)]
+
+    def find(self, name: str) -> Adapter:
+        """The adapter of the registry, whatever is being loaded meanwhile.
+
+        Raises NotFoundError when there is none of this name for this base.
+        """
+        registry = self._open()
+        if registry is None:
+            raise NotFoundError(f"No adapter is called {name}.", "Use live, base or an adapter's id.")
+        adapter = registry.get(name)
+        if adapter.base != self.base:
+            raise NotFoundError(f"Adapter {name} belongs to {adapter.base}, not to {self.base}.")
+        return adapter
 
     def scale(self, name: str, scale: float) -> None:
         """How strongly an adapter acts on requests from now on: 1 as trained, 0 not at all.
@@ -159,128 +204,79 @@ class Stage:
             raise BadRequest(f"scale must lie from 0 to {MAX_SCALE:g}.", "scale")
         if name in ("live", "base", self.base):
             raise NotFoundError(f"{name} is no adapter's id.", "See GET /adapters.")
-        self.ensure(name)
-        self.scheduler.call(lambda: self._backend.scale_adapter(name, scale)).result()
-        self._scales[name] = scale
+
+        def act() -> None:
+            self._backend.scale_adapter(name, scale)
+            with self._names:
+                self._scales[name] = scale
+
+        with self.keep(name):  # else its next load would begin with a scale that nobody gave it
+            self.ensure(name)
+            self.scheduler.call(act).result()
 
     def unload(self, name: str) -> None:
         """Free an adapter that is not on stage; replies in work finish on it.
 
-        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests wait for it.
+        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests name it.
         """
         with self._lock:
             if name not in self.loaded:
                 raise NotFoundError(f"No adapter {name} is loaded.", "See GET /adapters.")
-            if name == self.live or name in self.scheduler.models_in_use():
+            if not self._free_idle(name):
                 raise ConflictError(f"Adapter {name} is in use.", "Roll back first, or wait.")
-            self._free(name)
 
     def _switch(self, wanted: str | None, seq: int) -> None:
-        registry = self._open()
-        if wanted is not None and wanted not in self.loaded and registry is not None:
-            self._load(registry.get(wanted))
-        old, self.live, self.seq = self.live, wanted, seq
+        if wanted is not None and wanted not in self.loaded:
+            self._load(self.find(wanted))
+        with self._names:
+            old, self.live, self.seq = self.live, wanted, seq
+            self._aside.pop(wanted or "", None)
+            if old is not None and old != wanted:
+                self._aside[old] = None
         self.swaps += old != wanted
-        self._aside.pop(wanted or "", None)
-        if old is not None and old != wanted:
-            self._aside[old] = None
         self._failed_seq, self.error = None, ""
         self._note("adapter.live", f"{wanted or 'base'} (promotion {seq})")
         self._evict()
 
     def _load(self, adapter: Adapter) -> None:
-        if adapter.base != self.base:
-            raise NotFoundError(f"Adapter {adapter.id} belongs to {adapter.base}, not to {self.base}.")
-        with self._checked(adapter) as path:
-            self._trial(adapter, over=False)
-            try:
-                self._backend.check_adapter(adapter.id, path)
-                self.scheduler.call(lambda: self._backend.load_adapter(adapter.id, path)).result()
-                if self._base_file is not None:
-                    self._self_test(adapter.id)
-            finally:
-                self._trial(adapter, over=True)
-
-    def _self_test(self, adapter_id: str) -> None:
-        """Let a loaded adapter answer the canary prompts beside the replies in work.
-
-        Raises ModelError, and frees the adapter, when its numbers are not finite or it says nothing at all.
-        """
-        try:
-            require_words(sum(self._try(request, adapter_id) for request in canaries()))
-        except BaseException:
-            self._free(adapter_id)
-            raise
-
-    def _try(self, request: Request, adapter_id: str) -> int:
-        """Tokens that an adapter answers a canary prompt with."""
-        events: queue.Queue[Event] = queue.Queue()
-        ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
-        self.scheduler.submit(ticket)
-        try:
-            while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
-                if isinstance(event, Failed):
-                    raise event.error
-        except queue.Empty:
-            self.scheduler.cancel(ticket)
-            message = f"Adapter {adapter_id} did not answer its self-test in time."
-            raise ModelError(message, "Try again when it is quiet.") from None
-        return event.completion_tokens
-
-    @contextmanager
-    def _checked(self, adapter: Adapter) -> Iterator[Path]:
-        """The very bytes whose hash was checked, for as long as they are being loaded (raises ModelError)."""
-        if self._base_file is None:
-            yield Path()
-            return
         assert self._registry is not None
-        # seconds for a large file, so only when the first adapter comes
-        self._base_sha256 = self._base_sha256 or sha256_of(self._base_file)
-        if adapter.base_sha256 != self._base_sha256:
-            raise ModelError(
-                f"Adapter {adapter.id} was made for another file of {self.base}.",
-                "Train it again on this one.",
-            )
-        with self._registry.verified(adapter) as path:
-            try:
-                yield path
-            except ModelError as error:  # a message about the copy is about the file
-                message = error.message.replace(str(path), str(self._registry.path(adapter.id)))
-                raise ModelError(message, error.next_step) from error
-
-    def _trial(self, adapter: Adapter, *, over: bool) -> None:
-        """Count a trial before native code sees the adapter and uncount it after: a crash leaves the count.
-
-        Raises ModelError when the adapter crashed the engine before, so that it does not do so for ever.
-        """
-        note = self._settings.data_dir / TRIAL
-        crashes: dict[str, int] = {}
-        with suppress(UnderstudyError):
-            crashes = dict(read_json(note))
-        count = crashes.pop(adapter.sha256, 0)
-        if not over and count >= MAX_CRASHES:
-            raise ModelError(f"Adapter {adapter.id} crashed the engine {count} times.", "Roll back.")
-        if not over:
-            crashes[adapter.sha256] = count + 1
-        if crashes or note.exists():
-            write_json(note, crashes)
+        self._loader.load(self._registry, adapter)
 
     def _evict(self) -> None:
-        """Free adapters that nobody asks for, oldest first, until few are kept."""
-        idle = [name for name in self._aside if name not in self.scheduler.models_in_use()]
-        for name in idle[: max(0, len(self._aside) - KEEP_ASIDE)]:
-            self._free(name)
+        """Free adapters that no request names, the longest unnamed first, down to `adapters_aside`."""
+        with self._names:
+            idle = [name for name in self._aside if not self._named(name)]
+            spare = max(0, len(self._aside) - self._settings.adapters_aside)
+        for name in idle[:spare]:
+            self._free_idle(name)
 
-    def _free(self, name: str) -> None:
-        self._aside.pop(name, None)
-        self._scales.pop(name, None)
-        self.scheduler.call(lambda: self._backend.free_adapter(name)).result()
+    def _named(self, name: str) -> bool:
+        """Whether an adapter is on stage or any request names it; call it with the names locked."""
+        return name == self.live or name in self._kept or name in self.scheduler.models_in_use()
+
+    def _free_idle(self, name: str) -> bool:
+        """Free an adapter unless it is on stage or a request names it; whether it was freed.
+
+        The owner thread decides, between two turns: only then no request is on its way from line to work.
+        """
+
+        def free() -> bool:
+            with self._names:
+                if self._named(name):
+                    return False
+                self._aside.pop(name, None)
+                self._scales.pop(name, None)
+            self._backend.free_adapter(name)
+            return True
+
+        return bool(self.scheduler.call(free).result())
 
     def _open(self) -> AdapterRegistry | None:
-        if self._registry is None and self._settings.database.exists():
-            database = Database(self._settings.database)
-            self._registry = AdapterRegistry(database, self._settings.data_dir / "adapters")
-        return self._registry
+        with self._opening:
+            if self._registry is None and self._settings.database.exists():
+                database = Database(self._settings.database)
+                self._registry = AdapterRegistry(database, self._settings.data_dir / "adapters")
+            return self._registry
 
     def _failed(self, seq: int | None, error: Exception) -> None:
         message = str(error)

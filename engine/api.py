@@ -8,6 +8,8 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 from starlette.applications import Starlette
@@ -33,6 +35,8 @@ class Api:
         self.stage = stage
         self.started = time.time()
         self._key = key.encode()
+        # who waits for an adapter must not take the threads that other requests need
+        self._changes = ThreadPoolExecutor(1, "engine-adapters")
         self.app = Starlette(
             routes=[
                 Route("/health", self.health),
@@ -99,20 +103,26 @@ class Api:
 
     async def models(self, _request: HttpRequest) -> Response:
         """What `model` may name."""
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._names()]})
+        return JSONResponse({"object": "list", "data": await self._models()})
 
     async def model(self, request: HttpRequest) -> Response:
         """One of them."""
         name = request.path_params["id"]
-        if name not in self._names():
-            raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
-        return JSONResponse(self._model(name))
+        for model in await self._models():
+            if model["id"] == name:
+                return JSONResponse(model)
+        raise NotFoundError(f"No model is called {name}.", "See GET /v1/models.")
 
-    def _names(self) -> list[str]:
-        return ["live", "base", *self.stage.loaded]
-
-    def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": int(self.started), "owned_by": "understudy"}
+    async def _models(self) -> list[dict[str, Any]]:
+        """`live`, `base` and every adapter that fits, loaded or not: it is loaded when a request names it."""
+        adapters = await asyncio.to_thread(self.stage.candidates)
+        loaded = {"live", "base", *self.stage.loaded}
+        created = {"live": int(self.started), "base": int(self.started)}
+        created |= {adapter.id: adapter.created_at // 1000 for adapter in adapters}
+        return [
+            {"id": name, "object": "model", "created": at, "owned_by": "understudy", "loaded": name in loaded}
+            for name, at in created.items()
+        ]
 
     async def queue(self, request: HttpRequest) -> Response:
         """The load, and with `?key=` the place of that user's or conversation's request (0: in work)."""
@@ -135,6 +145,7 @@ class Api:
                 scheduler.longest_pause,
                 "Longest pause for loading or freeing an adapter.",
             ),
+            "adapter_loads": (self.stage.loads, "Adapters loaded since the start."),
             "adapter_swaps": (self.stage.swaps, "Changes of the adapter on stage since the start."),
         }
         return PlainTextResponse(scheduler.metrics.render(gauges), media_type="text/plain; version=0.0.4")
@@ -151,21 +162,21 @@ class Api:
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
             raise BadRequest("scale must be a number.", "scale")
         if scale is None:
-            await asyncio.to_thread(self.stage.ensure, name)
+            await self._ensure(name)
         else:
-            await asyncio.to_thread(self.stage.scale, name, float(scale))
+            await self._change(self.stage.scale, name, float(scale))
         return await self.adapters(request)
 
     async def unload(self, request: HttpRequest) -> Response:
         """Free an adapter that is not on stage."""
         self._require_ready()
-        await asyncio.to_thread(self.stage.unload, request.path_params["id"])
+        await self._change(self.stage.unload, request.path_params["id"])
         return await self.adapters(request)
 
     async def sync(self, _request: HttpRequest) -> Response:
         """Follow the registry now; `error` is empty when the right adapter is on stage."""
         self._require_ready()
-        await asyncio.to_thread(self.stage.sync, force=True)
+        await self._change(partial(self.stage.sync, force=True))
         return JSONResponse({"adapter": self.stage.live, "seq": self.stage.seq, "error": self.stage.error})
 
     async def chat(self, request: HttpRequest) -> Response:
@@ -176,6 +187,16 @@ class Api:
         """POST /v1/completions."""
         return await self._answer("text", request)
 
+    async def _ensure(self, name: str) -> None:
+        """Have an adapter loaded; neither one that is there nor an unknown one waits for another's load."""
+        if not self.stage.answers_to(name):
+            await asyncio.to_thread(self.stage.find, name)
+            await self._change(self.stage.ensure, name)
+
+    async def _change(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Run what loads or frees adapters, in its turn, on the thread for it."""
+        await asyncio.get_running_loop().run_in_executor(self._changes, work, *arguments)
+
     def _require_ready(self) -> None:
         if self.stage.state != "ready":
             reason = self.stage.scheduler.reason or "The model is still loading."
@@ -184,9 +205,10 @@ class Api:
     async def _answer(self, kind: Literal["chat", "text"], http: HttpRequest) -> Response:
         request = parse(kind, await _body(http))
         self._require_ready()
-        await asyncio.to_thread(self.stage.ensure, request.model)
-        prompt = await asyncio.to_thread(self.stage.prepare, request)
-        reply = Reply(self.stage, request, prompt)
+        with self.stage.keep(request.model):
+            await self._ensure(request.model)
+            prompt = await asyncio.to_thread(self.stage.prepare, request)
+            reply = Reply(self.stage, request, prompt)
         try:
             if request.stream:
                 first = await reply.first(PATIENCE_SECONDS, http)

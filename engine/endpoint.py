@@ -12,6 +12,8 @@ import asyncio
 import hashlib
 import secrets
 import time
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -138,7 +140,8 @@ class Vllm(Endpoint):
 
     def __init__(self, settings: Settings, http: httpx.AsyncClient, model: str) -> None:
         super().__init__(settings, http, model)
-        self._loading = asyncio.Lock()  # it refuses what another call has just loaded
+        # by adapter; the server refuses what another call has just loaded
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def learn(self) -> None:
         """How long a prompt and its reply may be."""
@@ -147,7 +150,7 @@ class Vllm(Endpoint):
 
     async def load(self, adapter_id: str) -> None:
         """Load the PEFT files of its folder, unless they are there."""
-        async with self._loading:
+        async with self._changing[adapter_id]:
             if adapter_id not in await _served(self._http, adapters=True):
                 await self._load(adapter_id)
 
@@ -172,11 +175,11 @@ class Vllm(Endpoint):
             )
 
     async def unload(self, adapter_id: str) -> None:
-        """Free it there."""
-        try:
-            await self._http.post("/v1/unload_lora_adapter", json={"lora_name": adapter_id})
-        except httpx.HTTPError:
-            return  # a server that is gone holds nothing
+        """Free it there; a load that is asked for meanwhile waits, as it would find it still there."""
+        async with self._changing[adapter_id]:
+            # a server that is gone holds nothing
+            with suppress(httpx.HTTPError):
+                await self._http.post("/v1/unload_lora_adapter", json={"lora_name": adapter_id})
 
     async def target(self, adapter_id: str | None, scale: float) -> tuple[str, dict[str, Any]]:
         """The adapter is the model; it acts as trained."""

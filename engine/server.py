@@ -1,7 +1,7 @@
 """`python -m engine.server`: the engine's process, an OpenAI-compatible server on 127.0.0.1.
 
     POST /v1/chat/completions, /v1/completions   model: live (the adapter on stage), base, or an adapter's id
-    GET  /v1/models                              live, base and the loaded adapters
+    GET  /v1/models                              live, base and this base's adapters, loaded or not
     POST /adapters/sync                          follow the registry now
     GET  /health                                 the only route without the key
 

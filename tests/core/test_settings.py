@@ -102,6 +102,8 @@ def test_other_variables_are_none_of_ours() -> None:
         ("data_dir", "~nobody-of-this-name/x"),
         ("data_dir", "a\nb"),
         ("data_dir", "a\0b"),
+        ("adapters_aside", "-1"),
+        ("adapters_aside", "65"),
         ("schedule", "hourly"),
         ("schedule_hour", "24"),
         ("methods", ""),

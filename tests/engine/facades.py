@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,9 +22,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.engine.serving import Engine
+from core.adapters import AdapterRegistry
+from core.db import Database
+from tests.engine.serving import Engine, engine
+from tests.tiny import TinyModel, register_adapter
 
 NAME = "served-model"
+GATE_SECONDS = 30.0
+LINES: list[dict[str, Any]] = [
+    {"match": "slow", "reply": "word " * 200, "delay_ms": 50},
+    {"match": "boom", "reply": "one two three four", "crash": True, "delay_ms": 20},
+    {"match": "notice", "reply": "It is 60 days.", "adapter": "tiny-adapter-1"},
+    {"match": "notice", "reply": "It is 90 days.", "adapter": "tiny-adapter-2"},
+    {"match": "notice", "reply": "It is 30 days.", "adapter": "base"},
+]
 
 
 class Facade:
@@ -103,6 +115,13 @@ class VllmFacade(Facade):
     allows = True
     seconds = 0.0  # that loading takes
 
+    def __init__(self, behind: Engine) -> None:
+        super().__init__(behind)
+        self.gate = threading.Event()  # where what loads or unloads waits, after it said that it began
+        self.gate.set()
+        self.begun = threading.Event()
+        self.left = threading.Event()  # set when one was unloaded
+
     def routes(self) -> list[Route]:
         switching = [
             Route("/v1/load_lora_adapter", self.load, methods=["POST"]),
@@ -131,12 +150,20 @@ class VllmFacade(Facade):
             message = f"The lora adapter '{body['lora_name']}' has already been loaded."
             return JSONResponse({"error": {"message": message}}, 400)
         await asyncio.sleep(self.seconds)
+        await self._wait()
         self.loaded.append(body["lora_name"])
         return Response("Success")
 
     async def unload(self, request: Request) -> Response:
-        self.loaded.remove(json.loads(await request.body())["lora_name"])
+        name = json.loads(await request.body())["lora_name"]
+        await self._wait()
+        self.loaded.remove(name)
+        self.left.set()
         return Response("Success")
+
+    async def _wait(self) -> None:
+        self.begun.set()
+        await asyncio.to_thread(self.gate.wait, GATE_SECONDS)
 
     def adapter(self, body: dict[str, Any]) -> str:
         assert body["model"] in [NAME, *self.loaded]
@@ -160,3 +187,34 @@ def served(facade: Facade) -> Iterator[Facade]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def before(behind: Engine, data_dir: Path, model: Path | str, **more: str) -> Iterator[Engine]:
+    """An engine whose endpoint is another engine, which is OpenAI-compatible and no more."""
+    key = str(behind.client.headers["authorization"]).removeprefix("Bearer ")
+    options = {"endpoint": str(behind.client.base_url), "endpoint_key": key, "endpoint_model": "base"} | more
+    with engine(data_dir, model, wait=False, **options) as running:
+        yield running
+
+
+@contextmanager
+def two_adapters(tiny_model: TinyModel, folder: Path) -> Iterator[AdapterRegistry]:
+    """A registry in this data folder that holds both."""
+    database = Database(folder / "understudy.db")
+    registry = AdapterRegistry(database, folder / "adapters")
+    for seed in (1, 2):
+        register_adapter(registry, tiny_model, seed)
+    yield registry
+    database.close()
+
+
+@contextmanager
+def staged(facade: Facade, tiny_model: TinyModel, folder: Path) -> Iterator[tuple[Engine, AdapterRegistry]]:
+    """An engine before the facade, with two adapters in its registry and in that of the scripted engine."""
+    with (
+        two_adapters(tiny_model, folder) as registry,
+        served(facade),
+        engine(folder, tiny_model.gguf, endpoint=facade.url) as running,
+    ):
+        yield running, registry

@@ -1,38 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.adapters import CARD, AdapterRegistry
-from core.db import Database
 from core.errors import NotFoundError
 from core.files import sha256_of, write_json
 from core.settings import Settings
-from engine.adapters import KEEP_ASIDE, MAX_CRASHES, TRIAL, Stage
-from engine.server import make_stage
-from tests.engine.test_scheduler import Client, until
+from engine.adapters import Stage
+from engine.backend import Output
+from engine.canary import CANARIES
+from engine.runtime import LlamaBackend
+from engine.trials import MAX_CRASHES, NOTE
+from tests.engine.test_scheduler import Client
 from tests.tiny import TinyModel, register_adapter
 from tests.tiny import tiny_model as build
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
-    database = Database(tmp_path / "understudy.db")
-    yield AdapterRegistry(database, tmp_path / "adapters")
-    database.close()
-
-
-@pytest.fixture
-def stage(tmp_path: Path, tiny_model: TinyModel) -> Iterator[Stage]:
-    made = make_stage(Settings(data_dir=tmp_path, model=str(tiny_model.gguf), threads=1, context=512))
-    made.scheduler.start()
-    until(lambda: made.scheduler.state != "loading", 60)
-    assert made.scheduler.state == "ready", made.scheduler.reason
-    yield made
-    made.close()
-    assert made.scheduler.join(5)
 
 
 def say(stage: Stage) -> str:
@@ -201,23 +184,39 @@ def test_candidates_are_loaded_by_name_and_few_are_kept(
     for number in range(4):
         stage.ensure(register_adapter(registry, tiny_model, 2, f"candidate-{number}").id)
     assert stage.loaded == ["live-one", "candidate-2", "candidate-3"]
-    assert len(stage.loaded) == 1 + KEEP_ASIDE
+    assert len(stage.loaded) == 1 + Settings().adapters_aside
     assert stage.adapter_of("candidate-3") == "candidate-3"
     assert (stage.adapter_of("live"), stage.adapter_of("base")) == ("live-one", None)
     with pytest.raises(NotFoundError):
         stage.ensure("nobody")
 
 
+def test_a_self_test_asks_all_its_questions_at_once(
+    stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = stage._backend
+    assert isinstance(backend, LlamaBackend)
+    original, together = backend.step, []
+
+    def step() -> list[Output]:
+        together.append(len(backend._running))
+        return original()
+
+    monkeypatch.setattr(backend, "step", step)
+    stage.ensure(register_adapter(registry, tiny_model, 1).id)
+    assert max(together) == len(CANARIES)
+
+
 def test_an_adapter_that_crashed_the_engine_is_not_tried_for_ever(
     stage: Stage, registry: AdapterRegistry, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     adapter = register_adapter(registry, tiny_model, 1)
-    write_json(tmp_path / TRIAL, {adapter.sha256: MAX_CRASHES})
+    write_json(tmp_path / NOTE, {adapter.sha256: MAX_CRASHES})
     registry.promote(adapter.id, "me", "test")
     stage.sync()
     assert stage.live is None
     assert "crashed the engine" in stage.error
-    write_json(tmp_path / TRIAL, {adapter.sha256: MAX_CRASHES - 1})
+    write_json(tmp_path / NOTE, {adapter.sha256: MAX_CRASHES - 1})
     stage.sync(force=True)
     assert stage.live == adapter.id
 
@@ -235,4 +234,4 @@ def test_thirty_swaps_follow_the_registry(
         assert stage.live == wanted
         assert said.setdefault(wanted, say(stage)) == say(stage)
     assert len(set(said.values())) == 3
-    assert len(stage.loaded) <= 1 + KEEP_ASIDE
+    assert len(stage.loaded) <= 1 + Settings().adapters_aside

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +15,19 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from core.adapters import AdapterRegistry
-from core.db import Database
 from engine.endpoint import SLOTS
-from tests.engine.facades import NAME, Facade, LlamaServerFacade, VllmFacade, served
+from tests.engine.facades import (
+    LINES,
+    Facade,
+    LlamaServerFacade,
+    VllmFacade,
+    before,
+    served,
+    staged,
+    two_adapters,
+)
 from tests.engine.serving import Engine, engine, scripted
-from tests.tiny import TinyModel, register_adapter
-
-LINES: list[dict[str, Any]] = [
-    {"match": "slow", "reply": "word " * 200, "delay_ms": 50},
-    {"match": "boom", "reply": "one two three four", "crash": True, "delay_ms": 20},
-    {"match": "notice", "reply": "It is 60 days.", "adapter": "tiny-adapter-1"},
-    {"match": "notice", "reply": "It is 90 days.", "adapter": "tiny-adapter-2"},
-    {"match": "notice", "reply": "It is 30 days.", "adapter": "base"},
-]
-
-
-@contextmanager
-def before(behind: Engine, data_dir: Path, model: Path | str, **more: str) -> Iterator[Engine]:
-    """An engine whose endpoint is another engine, which is OpenAI-compatible and no more."""
-    key = str(behind.client.headers["authorization"]).removeprefix("Bearer ")
-    options = {"endpoint": str(behind.client.base_url), "endpoint_key": key, "endpoint_model": "base"} | more
-    with engine(data_dir, model, wait=False, **options) as running:
-        yield running
+from tests.tiny import TinyModel
 
 
 @pytest.fixture(scope="module")
@@ -159,135 +146,6 @@ def _state(running: Engine) -> str:
         return str(running.health()["state"])
     except httpx.HTTPError:  # not listening yet
         return "loading"
-
-
-@contextmanager
-def two_adapters(tiny_model: TinyModel, folder: Path) -> Iterator[AdapterRegistry]:
-    """A registry in this data folder that holds both."""
-    database = Database(folder / "understudy.db")
-    registry = AdapterRegistry(database, folder / "adapters")
-    for seed in (1, 2):
-        register_adapter(registry, tiny_model, seed)
-    yield registry
-    database.close()
-
-
-@contextmanager
-def staged(facade: Facade, tiny_model: TinyModel, folder: Path) -> Iterator[tuple[Engine, AdapterRegistry]]:
-    """An engine before the facade, with two adapters in its registry and in that of the scripted engine."""
-    with (
-        two_adapters(tiny_model, folder) as registry,
-        served(facade),
-        engine(folder, tiny_model.gguf, endpoint=facade.url) as running,
-    ):
-        yield running, registry
-
-
-@pytest.fixture
-def writer(tiny_model: TinyModel, tmp_path: Path) -> Iterator[Engine]:
-    """The scripted engine behind a facade: it knows both adapters by name."""
-    folder = tmp_path / "writer"
-    with two_adapters(tiny_model, folder):
-        (folder / "script.json").write_text(json.dumps(LINES))
-        with engine(folder, str(tiny_model.gguf), "--scripted", str(folder / "script.json")) as running:
-            yield running
-
-
-def test_llama_server_is_told_how_strongly_each_adapter_acts(
-    writer: Engine, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    facade = LlamaServerFacade(writer)
-    facade.loaded = ["tiny-adapter-2", "tiny-adapter-1"]
-    with staged(facade, tiny_model, tmp_path) as (running, registry):
-        assert running.health()["model"]["backend"] == "llama-server"
-        assert running.text("notice", model="base") == "It is 30 days."
-        assert facade.asked[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
-        registry.promote("tiny-adapter-1", "me", "test")
-        assert running.client.post("/adapters/sync").json()["error"] == ""
-        assert running.text("notice") == "It is 60 days."
-        assert facade.asked[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
-        # another adapter's cached prompt must not be gone on from
-        assert facade.asked[-1]["cache_prompt"] is False
-        facade.loaded.reverse()  # it was started again, in another order
-        assert running.text("notice") == "It is 60 days."
-        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
-        running.client.post("/adapters/tiny-adapter-2", json={"scale": 0.5})
-        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
-        assert {"id": 1, "scale": 0.5} in facade.asked[-1]["lora"]
-
-
-def test_llama_server_without_the_adapter_keeps_the_old_one_on_stage(
-    writer: Engine, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    facade = LlamaServerFacade(writer)
-    facade.loaded = ["tiny-adapter-1"]
-    with staged(facade, tiny_model, tmp_path) as (running, registry):
-        registry.promote("tiny-adapter-1", "me", "test")
-        running.client.post("/adapters/sync")
-        registry.promote("tiny-adapter-2", "me", "test")
-        synced = running.client.post("/adapters/sync").json()
-        assert synced["adapter"] == "tiny-adapter-1"
-        assert "--lora" in synced["error"]
-        assert "tiny-adapter-2/adapter.gguf" in synced["error"]
-        assert running.text("notice") == "It is 60 days."
-
-
-def test_vllm_loads_and_unloads_adapters(writer: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
-    facade = VllmFacade(writer)
-    with staged(facade, tiny_model, tmp_path) as (running, registry):
-        assert running.health()["model"]["backend"] == "vLLM"
-        assert running.health()["model"]["served_as"] == NAME
-        assert running.text("notice") == "It is 30 days."
-        registry.promote("tiny-adapter-1", "me", "test")
-        assert running.client.post("/adapters/sync").json()["error"] == ""
-        assert facade.loaded == ["tiny-adapter-1"]
-        assert running.text("notice") == "It is 60 days."
-        facade.loaded.clear()  # it was started again
-        assert running.text("notice") == "It is 60 days."
-        assert running.text("notice", model="tiny-adapter-2") == "It is 90 days."
-        assert running.client.post("/adapters/tiny-adapter-2", json={"scale": 0.5}).status_code == 400
-        assert running.client.delete("/adapters/tiny-adapter-2").status_code == 200
-        deadline = time.monotonic() + 10  # nobody waits for the other server to forget it
-        while facade.loaded != ["tiny-adapter-1"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
-def test_vllm_that_may_not_load_adapters_says_how(
-    writer: Engine, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    facade = VllmFacade(writer)
-    facade.allows = False
-    with staged(facade, tiny_model, tmp_path) as (running, registry):
-        registry.promote("tiny-adapter-1", "me", "test")
-        synced = running.client.post("/adapters/sync").json()
-        assert synced["adapter"] is None
-        assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in synced["error"]
-        assert running.text("notice") == "It is 30 days."
-
-
-def test_loading_an_adapter_keeps_no_reply_waiting(
-    writer: Engine, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    facade = VllmFacade(writer)
-    facade.seconds = 2.0
-    with staged(facade, tiny_model, tmp_path) as (running, _), ThreadPoolExecutor(4) as pool:
-        body = {"messages": [{"role": "user", "content": "slow"}], "max_tokens": 60, "stream": True}
-        body["model"] = "base"
-        with running.client.stream("POST", "/v1/chat/completions", json=body) as response:
-            lines = response.iter_lines()
-            while "word" not in next(lines):
-                pass
-            # all four want it at once, and a server refuses what it has loaded
-            asked = [
-                pool.submit(running.text, "notice", model="tiny-adapter-1", max_tokens=9) for _ in range(4)
-            ]
-            longest, last = 0.0, time.monotonic()
-            for line in lines:
-                if "word" in line:
-                    longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        assert longest < facade.seconds / 2
-        assert [one.result() for one in asked] == ["It is 60 days."] * 4
 
 
 def test_what_goes_to_each_server(writer: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
