@@ -25,6 +25,7 @@ from rag.citations import safe_markdown
 from rag.documents import Document
 from rag.filetypes import KINDS
 from rag.quality import warnings
+from rag.versions import why_kept
 
 NAMED = 5  # files named in one sentence
 READ = 20_000  # characters of a document shown at once
@@ -137,12 +138,16 @@ def show_list(parts: Resources, *, counted: bool) -> None:
     documents = find(parts)
     decide_shown(parts, documents)
     waiting = parts.queue.being_read_again()
+    kept = why_kept(parts.database, [document.id for document in documents])
     for document in documents:
-        row(parts, document, waits=document.id in waiting)
+        row(parts, document, waits=document.id in waiting, kept=kept.get(document.id, ""))
 
 
-def row(parts: Resources, document: Document, *, waits: bool = False) -> None:
-    """One document with its state and its actions; `waits` when it failed and is to be read again."""
+def row(parts: Resources, document: Document, *, waits: bool = False, kept: str = "") -> None:
+    """One document with its state and its actions; `waits` when it failed and is to be read again.
+
+    `kept` says why an earlier version of a file still answers.
+    """
     with st.container(border=True, key=f"document-{document.id}"):
         left, right = st.columns([2, 1], vertical_alignment="center")
         with left:
@@ -155,6 +160,8 @@ def row(parts: Resources, document: Document, *, waits: bool = False) -> None:
             show_address(parts, document)
             if document.error:
                 st.caption(safe_markdown(document.error))
+            if kept:
+                st.caption(f":material/history: {safe_markdown(kept)}")
             if found := warnings(document.quality, document.same_as):
                 st.caption(f":material/report: {safe_markdown('; '.join(found))}")
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):

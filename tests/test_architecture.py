@@ -102,6 +102,7 @@ SQL_FILES = (
     "rag/lexical.py",
     "rag/sources.py",
     "rag/vectors.py",
+    "rag/versions.py",
     "rag/votes.py",
     "rag/queue",
     "rag/access.py",
