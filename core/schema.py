@@ -277,4 +277,11 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX replaced_document ON replaced(document_id);
     """,
+    """
+    CREATE TABLE mounts (                    -- folders below synchronised ones where other disks were mounted
+        root TEXT NOT NULL,                  -- as in `sources`
+        path TEXT NOT NULL,
+        PRIMARY KEY (root, path)
+    ) WITHOUT ROWID;
+    """,
 )

@@ -102,6 +102,22 @@ class SourceStore:
             connection.executemany("DELETE FROM sources WHERE root = ? AND path = ?", gone)
             connection.executemany("DELETE FROM replaced WHERE root = ? AND path = ?", gone)
 
+    def mounts(self) -> set[str]:
+        """The mount points that earlier runs met below the folder (see `rag.mounts`)."""
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT path FROM mounts WHERE root = ?", (self.root,))
+            return {str(row["path"]) for row in rows}
+
+    def put_mounts(self, paths: set[str]) -> None:
+        """Remember these and no others."""
+        if paths == self.mounts():
+            return
+        with self.database.write() as connection:
+            connection.execute("DELETE FROM mounts WHERE root = ?", (self.root,))
+            connection.executemany(
+                "INSERT INTO mounts VALUES (?,?)", [(self.root, path) for path in sorted(paths)]
+            )
+
     def orphans(self) -> list[str]:
         """Ids of documents that came from a folder and that no folder's file stands for any more.
 

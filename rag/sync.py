@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -21,6 +21,7 @@ from core.db import now_ms
 from core.errors import DocumentError
 from rag.documents import Documents, DocumentStore
 from rag.files import NoFileError, UnreadError, below
+from rag.mounts import UNMOUNTED, mounted, unmounted
 from rag.ocr import Ocr
 from rag.queue import Entry, Queue
 from rag.queue_work import QueueWork, came_since
@@ -84,6 +85,7 @@ def sync(
             f"{root} is empty or cannot be read, so nothing was removed.",
             "Mount it again, or delete its documents on the Documents page.",
         )
+    run.look_for_disks(root, known, found)
     stale = [(name, _stamp(path)[0]) for name, path in found.items() if not run.unchanged(path, name, known)]
     queue = Queue(store.database, store, store.settings)
     work = QueueWork(queue)
@@ -94,13 +96,7 @@ def sync(
             entry = work.claim(queued.id)
             if entry is not None:  # else somebody cancelled it
                 offer(run.entry(work, entry, known))
-    unread = [name for name, _ in changes.unread]
-    gone = [
-        name
-        for name in sorted(set(known) - set(found))
-        if not any(PurePath(name).is_relative_to(above) for above in unread)
-    ]
-    if gone:
+    if gone := [name for name in sorted(set(known) - set(found)) if not run.below_unread(name)]:
         sources.remove(gone)
     changes.removed = remove_gone(store, sources, changes.replaced, report, "sync")
     return changes
@@ -183,6 +179,19 @@ class _Run:
         """A file or folder could not be read this time: it may still hold what it held."""
         self.changes.unread.append((name, reason))
         self.report(f"unread     {one_line(name)}: {reason} {KEPT}")
+
+    def below_unread(self, name: str) -> bool:
+        """Whether a file or folder is, or lies below, what could not be read this time."""
+        return any(PurePath(name).is_relative_to(above) for above, _ in self.changes.unread)
+
+    def look_for_disks(self, root: Path, known: Iterable[str], found: Iterable[str]) -> None:
+        """Call unread where a disk was mounted and is not any more, and remember where disks are."""
+        remembered = self.sources.mounts()
+        for name in sorted(unmounted(root, remembered)):
+            if any(PurePath(one).is_relative_to(name) for one in known):
+                self.unread(name, UNMOUNTED)
+        kept = {name for name in remembered if self.below_unread(name)}
+        self.sources.put_mounts(mounted(root, {*known, *found}) | kept)
 
     def _renewed(self, done: Renewed) -> Renewed:
         name = display_name(done.source.path)
