@@ -196,6 +196,23 @@ def take_back(connection: Any, where: Place) -> list[str]:
     return ids
 
 
+def later(database: Database, document_id: str) -> str | None:
+    """The version of its file that answers in the place of a document that was replaced."""
+    with database.read() as connection:
+        row = connection.execute(
+            "SELECT d.id AS id FROM documents AS d JOIN (SELECT r.successor AS id, '' AS name, 1 AS heir"
+            " FROM replaced AS r WHERE r.document_id = ?1"
+            " UNION ALL SELECT e.value, r.name, 0 FROM replaced AS r JOIN sources AS s USING (root, path),"
+            " json_each(s.documents) AS e WHERE r.document_id = ?1"
+            " UNION ALL SELECT o.document_id, r.name, 0 FROM replaced AS r"
+            " JOIN replaced AS o USING (root, path) WHERE r.document_id = ?1) AS one ON one.id = d.id"
+            " WHERE d.status = 'ready' AND d.id != ?1 AND (one.heir OR one.name = d.name)"
+            " ORDER BY one.heir DESC, d.created_at DESC, d.id LIMIT 1",
+            (document_id,),
+        ).fetchone()
+    return str(row["id"]) if row is not None else None
+
+
 def why_kept(database: Database, ids: Iterable[str]) -> dict[str, str]:
     """Of those documents that are an earlier version of a file, why they still answer; a sentence each."""
     with database.read() as connection:
