@@ -5,6 +5,7 @@ The last step of a run, `remove_gone`, removes what no file stands for any more.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from core.errors import DocumentError, NotFoundError
 from rag.chunk_carry import carry
 from rag.documents import SYNCED, Documents, DocumentStore
 from rag.intake import Taken, kept_access, take
-from rag.reader import Reader
+from rag.reader import Reader, StoppedError
 from rag.sources import Source, SourceStore
 from rag.versions import Earlier, retire_all, succession, why_kept
 from rag.words import display_name
 
 TRIES = 3
+AGAIN = ""  # as a row's reader: no reader has refused it for good
 
 Report = Callable[[str], None]
 Describe = Callable[[tuple[str, ...], str], Source]  # a row, from ids of documents and why files were refused
@@ -64,8 +66,10 @@ def renew(
 ) -> Renewed:
     """Read a file's bytes and note what it is now; `file` has its path in `sources`, its name and its bytes.
 
-    What cannot be read leaves its earlier version. Killed anywhere, the earlier versions are still what the
-    file is, or go on answering for it. Raises DocumentError when the documents are removed meanwhile.
+    What cannot be read leaves its earlier version. Where that was stopped for its time, each run tries again,
+    lest the version grow old for a moment in which the machine was busy. Killed anywhere, the earlier
+    versions are still what the file is, or go on answering for it. Raises DocumentError when the documents
+    are removed meanwhile.
     """
     path, name, data = file
     for _ in range(TRIES):
@@ -78,6 +82,8 @@ def renew(
         lost = carry(store.database, [one.version.id for one in earlier if not one.error], ids)
         refused = _refusals(taken, display_name(name))
         source = row(ids, "\n".join(refused))
+        if any(isinstance(one.error, StoppedError) for one in taken) and any(one.error for one in earlier):
+            source = dataclasses.replace(source, reader=AGAIN)
         if sources.replace(source, earlier):
             return Renewed(source, documents, refused, lost, earlier)
         # a document that was there already has just been replaced by one that was being embedded

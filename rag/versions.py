@@ -114,14 +114,38 @@ def put_earlier(connection: Any, where: Place, ids: Sequence[str], earlier: Sequ
 
 
 def hand_on(connection: Any, ids: Sequence[str]) -> None:
-    """Give documents that are about to be ready the edits that those before them got since they were read."""
+    """Give documents that are about to be ready what was done to those before them since they were read.
+
+    These are edits, and decisions to show them to fewer people.
+    """
     rows = connection.execute(
-        "SELECT document_id, successor FROM replaced WHERE error = '' AND document_id IN (SELECT id FROM"
-        " documents) AND successor IN (SELECT value FROM json_each(?))",
+        "SELECT document_id AS old, successor AS new FROM replaced WHERE error = '' AND document_id IN"
+        " (SELECT id FROM documents) AND successor IN (SELECT value FROM json_each(?))",
         (json.dumps(list(ids)),),
     ).fetchall()
     for row in rows:
-        pass_on(connection, row["document_id"], [row["successor"]])
+        pass_on(connection, row["old"], [row["new"]])
+        _narrow(connection, row["old"], row["new"])
+
+
+def _narrow(connection: Any, old: str, new: str) -> None:
+    """Show a version to nobody to whom its owner no longer shows the one before it."""
+    kept = (
+        "EXISTS (SELECT 1 FROM document_access AS mine JOIN document_access AS before USING (owner)"
+        " WHERE mine.document_id = ?2 AND before.document_id = ?1 AND before.visibility = 'owner')"
+    )
+    given = "SELECT group_name FROM document_groups WHERE document_id = ?1"
+    closed = connection.execute(
+        "UPDATE document_access SET visibility = 'owner'"
+        f" WHERE document_id = ?2 AND visibility = 'everybody' AND {kept}",
+        (old, new),
+    )
+    if closed.rowcount:
+        connection.execute(f"INSERT INTO document_groups SELECT ?2, group_name FROM ({given})", (old, new))
+    connection.execute(
+        f"DELETE FROM document_groups WHERE document_id = ?2 AND group_name NOT IN ({given}) AND {kept}",
+        (old, new),
+    )
 
 
 def retire(connection: Any, ready: Sequence[str] | None = None) -> list[str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from core.db import Database
+from rag.approval import Approval
 from rag.chunk_edits import ChunkEditor, ChunkStore
 from rag.documents import Document
 from rag.embed import Step, Vectors
+from rag.groups import Groups
 from rag.ingest import Ingestor
 from rag.queue import Entry
 from rag.sources import SourceStore
@@ -161,6 +163,7 @@ def test_a_version_that_is_refused_leaves_the_earlier_one_and_its_edits(
 def test_a_parser_that_takes_too_long_leaves_the_earlier_version(
     ingestor: Ingestor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rag.sync.YOUNG_NS", 0)
     ingestor.sync(folder, quiet)
     (folder / "a.md").write_text(NEW)
     with monkeypatch.context() as patch:
@@ -168,6 +171,8 @@ def test_a_parser_that_takes_too_long_leaves_the_earlier_version(
         summary = ingestor.sync(folder, quiet)
     assert "too much memory or time" in summary.refused[0][1]
     assert ready(ingestor) == ["Apples are red.", "Boats are blue."]
+    ingestor.sync(folder, quiet)  # the file is as it was, and the machine less busy
+    assert ready(ingestor) == ["Apples are green.", "Boats are blue."]
 
 
 def test_a_version_that_fails_later_leaves_the_earlier_one(
@@ -278,6 +283,28 @@ def test_an_edit_made_while_the_new_version_waits_is_handed_on(
     chunks = store.all(named(ingestor, "a.md").id)
     assert [one.off for one in chunks if one.heading.endswith("Keeping")] == [True]
     assert ready(ingestor) == ["Apples are green.", "Boats are blue."]
+
+
+def test_who_may_find_a_file_is_changed_while_its_new_version_waits(
+    ingestor: Ingestor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = ingestor.passages.database
+    for name in ("sales", "staff"):
+        Groups(database).create(name, "local")
+    ingestor.sync(folder, quiet)
+    for text, groups in ((NEW, ["sales", "staff"]), (NEWER, ["sales"])):
+        old = named(ingestor, "a.md").id
+        (folder / "a.md").write_text(text)
+
+        def show(old: str = old, groups: list[str] = groups) -> None:
+            Approval(database).show_to(old, "owner", "local", groups)
+
+        with monkeypatch.context() as patch:
+            while_embedding(ingestor, patch, show)
+            ingestor.sync(folder, quiet)
+        document = named(ingestor, "a.md")
+        assert (document.visibility, document.access.groups) == ("owner", tuple(groups))
+        assert document.id != old
 
 
 def test_a_copy_elsewhere_and_an_upload_keep_what_one_file_was(ingestor: Ingestor, folder: Path) -> None:
