@@ -284,4 +284,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (root, path)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE INDEX documents_name ON documents(name, created_at);  -- for namesakes
+    """,
 )

@@ -291,11 +291,14 @@ class DocumentStore:
         """What comes once more stays when a folder loses it, or the upload that brought it is cancelled."""
         by_hand = known.origin == SYNCED and origin != SYNCED and known.owner == owner
         of_upload = "status = 'embedding' AND EXISTS (SELECT 1 FROM json_each(added) WHERE value = ?1)"
+        again = "FROM replaced WHERE document_id = ? AND root = '' AND ? != 'sync'"  # wanted after all
         with self.database.read() as connection:
             claimed = connection.execute(f"SELECT 1 FROM intake WHERE {of_upload}", (known.id,)).fetchone()
-        if not (by_hand or claimed):
+            wanted = connection.execute(f"SELECT 1 {again}", (known.id, origin)).fetchone()
+        if not (by_hand or claimed or wanted):
             return
         with self.database.write() as connection:
+            connection.execute(f"DELETE {again}", (known.id, origin))
             if by_hand:
                 connection.execute("UPDATE documents SET origin = ? WHERE id = ?", (origin, known.id))
             connection.execute(
@@ -312,6 +315,7 @@ class DocumentStore:
         document = self.get(document_id)
         with self.database.write() as connection:
             remove(connection, document_id)
+            connection.execute("DELETE FROM replaced WHERE root = '' AND successor = ?", (document_id,))
             bump_version(connection)
             audit(connection, actor, "document.delete", f"{document_id} {document.name}")
         # only now: killed before the commit, the row would stand without its bytes

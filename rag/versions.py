@@ -4,7 +4,8 @@ Each document that a file, or a crawled page, was before has a row in `replaced`
 on answering: until its `successor` is ready, where that is '' until nothing of the file is pending any more,
 and with an `error` until the file can be read. The commit that makes a successor ready removes what it stands
 for, so no moment has both or neither. Then the row stays, for citations to find the successor; it goes with
-its file, or when no citation names the document.
+its file, or when no citation names the document. Uploads that replace another have the root '' (see
+`rag.namesakes`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _HELD = """(r.error != '' OR d.status = 'ready' AND CASE r.successor
     WHEN '' THEN EXISTS (SELECT 1 FROM sources AS s, json_each(s.documents) AS e JOIN documents AS n
         ON n.id = e.value WHERE s.root = r.root AND s.path = r.path AND n.status = 'pending')
     ELSE NOT EXISTS (SELECT 1 FROM documents AS n WHERE n.id = r.successor AND n.status = 'ready') END)"""
-ORPHANS = f"""SELECT d.id AS id, d.name AS name FROM documents AS d WHERE d.origin = '{SYNCED}'
+ORPHANS = f"""SELECT d.id AS id, d.name AS name FROM documents AS d WHERE (d.origin = '{SYNCED}'
+    OR d.id IN (SELECT document_id FROM replaced WHERE root = ''))
     AND d.id NOT IN (SELECT e.value FROM sources, json_each(sources.documents) AS e)
     AND NOT EXISTS (SELECT 1 FROM replaced AS r WHERE r.document_id = d.id AND {_HELD})"""
 _ROWS = "SELECT d.id AS id FROM replaced AS r JOIN documents AS d ON d.id = r.document_id"
@@ -255,7 +257,7 @@ def why_kept(database: Database, ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-WAITS = "A newer version of the file is being read; this one answers until that is ready."
+WAITS = "A newer version is being prepared; this one answers until that is ready."
 
 
 def unread(version: Version, reason: str) -> str:

@@ -98,6 +98,7 @@ SQL_FILES = (
     "rag/chunk_edits.py",
     "rag/documents.py",
     "rag/listing.py",
+    "rag/namesakes.py",
     "rag/passages.py",
     "rag/lexical.py",
     "rag/sources.py",

@@ -42,9 +42,10 @@ def quiet(line: str) -> None:
 
 
 def ready(ingestor: Ingestor) -> list[str]:
-    """The texts that answer, without white space lines."""
+    """The first paragraphs of what answers."""
     store = ingestor.documents
-    return sorted(store.text(one.id).split("\n\n")[1] for one in store.list() if one.status == "ready")
+    texts = (store.text(one.id, one.owner) for one in store.list() if one.status == "ready")
+    return sorted(text.split("\n\n")[1] for text in texts)
 
 
 def named(ingestor: Ingestor, name: str) -> Document:
