@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 from app.resources import Resources
 from core.errors import ConflictError, DocumentError, NotFoundError
 from rag.access import api_account
-from rag.documents import Document
+from rag.documents import Document, Documents
 from rag.groups import LONGEST, Groups
+from rag.namesakes import older, replace_older
 from rag.queue import Entry
 
 MOST = 1000  # rows of one answer
@@ -53,7 +54,7 @@ def add_document_routes(api: FastAPI, resources: Resources) -> None:
         found = listing.after(account, after, limit + 1) if after else listing.page(account, limit=limit + 1)
         return {
             "object": "list",
-            "data": [_document(account, document) for document in found[:limit]],
+            "data": _documents(resources, account, found[:limit]),
             "has_more": len(found) > limit,
             "uploads": [_upload(resources, entry) for entry in resources.queue.list(MOST, account)],
         }
@@ -63,7 +64,15 @@ def add_document_routes(api: FastAPI, resources: Resources) -> None:
         account = api_account(user)
         if entry := _own_upload(resources, account, document_id):
             return _upload(resources, entry)
-        return _document(account, _readable(resources, account, document_id))
+        return _documents(resources, account, [_readable(resources, account, document_id)])[0]
+
+    @api.post("/documents/{document_id}/replace-older")
+    def replace(document_id: str, user: User = "") -> dict[str, Any]:
+        account = api_account(user)
+        _readable(resources, account, document_id)
+        replace_older(resources.documents, document_id, account)
+        resources.jobs.submit("ingest", once=True)
+        return _documents(resources, account, [_readable(resources, account, document_id)])[0]
 
     @api.delete("/documents/{document_id}")
     def delete(document_id: str, user: User = "") -> dict[str, Any]:
@@ -149,8 +158,14 @@ def _upload(resources: Resources, entry: Entry) -> dict[str, Any]:
         "groups": list(entry.group_names),
         "bytes": entry.bytes,
         "created_at": entry.created_at // 1000,
-        "documents": [_document(entry.owner, document) for document in found if document is not None],
+        "documents": _documents(resources, entry.owner, [one for one in found if one is not None]),
     }
+
+
+def _documents(resources: Resources, account: str, documents: Documents) -> list[dict[str, Any]]:
+    namesakes = older(resources.database, [document.id for document in documents], account)
+    ids = {newer: version.id for newer, version in namesakes.items()}
+    return [_document(account, document) | {"older": ids.get(document.id)} for document in documents]
 
 
 def _document(account: str, document: Document) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from app.answer_view import short
 from app.chunks_view import open_chunks
 from app.groups_view import show_groups
 from app.list_view import decide_shown, find
+from app.older_view import show_older
 from app.queue_view import show_queue, submit
 from app.resources import USER, Resources, resources
 from app.source_view import plain
@@ -24,7 +25,9 @@ from rag.approval import CHOSEN_AGAIN, Approval
 from rag.citations import safe_markdown
 from rag.documents import Document
 from rag.filetypes import KINDS
+from rag.namesakes import named, older
 from rag.quality import warnings
+from rag.versions import why_kept
 
 NAMED = 5  # files named in one sentence
 READ = 20_000  # characters of a document shown at once
@@ -105,10 +108,16 @@ def _put(
                 submit(parts)  # brings the index up to date
                 return True, CHOSEN_AGAIN
             return True, "in the collection already."
+        namesake = named(parts.database, name, access)
         parts.queue.put(name, data, USER, visibility, groups)
     except UnderstudyError as error:
         return False, f"not added: {safe_markdown(str(error))}"
-    return True, "added to the queue."
+    if namesake is None:
+        return True, "added to the queue."
+    return True, (
+        f"added to the queue. The version of {namesake.date} stays and answers, too,"
+        " until you replace it in the list below."
+    )
 
 
 def _named(names: list[str]) -> str:
@@ -137,12 +146,19 @@ def show_list(parts: Resources, *, counted: bool) -> None:
     documents = find(parts)
     decide_shown(parts, documents)
     waiting = parts.queue.being_read_again()
+    ids = [document.id for document in documents]
+    kept, namesakes = why_kept(parts.database, ids), older(parts.database, ids, USER)
     for document in documents:
-        row(parts, document, waits=document.id in waiting)
+        row(parts, document, waits=document.id in waiting, kept=kept.get(document.id, ""))
+        if document.id in namesakes:
+            show_older(parts, document, namesakes[document.id])
 
 
-def row(parts: Resources, document: Document, *, waits: bool = False) -> None:
-    """One document with its state and its actions; `waits` when it failed and is to be read again."""
+def row(parts: Resources, document: Document, *, waits: bool = False, kept: str = "") -> None:
+    """One document with its state and its actions; `waits` when it failed and is to be read again.
+
+    `kept` says why an earlier version of a file still answers.
+    """
     with st.container(border=True, key=f"document-{document.id}"):
         left, right = st.columns([2, 1], vertical_alignment="center")
         with left:
@@ -155,6 +171,8 @@ def row(parts: Resources, document: Document, *, waits: bool = False) -> None:
             show_address(parts, document)
             if document.error:
                 st.caption(safe_markdown(document.error))
+            if kept:
+                st.caption(f":material/history: {safe_markdown(kept)}")
             if found := warnings(document.quality, document.same_as):
                 st.caption(f":material/report: {safe_markdown('; '.join(found))}")
         with right, st.container(horizontal=True, horizontal_alignment="right", gap="small"):

@@ -8,6 +8,7 @@ from app.resources import USER, Resources
 from core.errors import UnderstudyError
 from core.types import Citation
 from rag.citations import safe_markdown
+from rag.newer import newer
 from rag.sources import web_address
 
 AROUND = 700  # characters shown before and after the cited words
@@ -16,7 +17,7 @@ FURTHER = 6000
 
 def open_source(parts: Resources, citation: Citation) -> None:
     """Open the dialog with the cited place."""
-    st.session_state["source_further"] = False
+    st.session_state["source_further"] = st.session_state["source_newer"] = False
     _dialog(parts, citation)
 
 
@@ -30,9 +31,31 @@ def _dialog(parts: Resources, citation: Citation) -> None:
     try:
         text = parts.documents.text(citation.document_id, USER)
     except UnderstudyError:
+        replaced(parts, citation)
+    else:
+        _place(parts, citation, text)
+
+
+def replaced(parts: Resources, citation: Citation) -> None:
+    """Of a document that is gone the cited words, and its newer version where there is one."""
+    found = newer(parts.documents, citation, USER)
+    if found is None:
         st.info("This document has been removed since. The cited words were:")
         st.markdown(marked(citation.quote))
         return
+    st.info("A newer version has replaced this document since; its text may differ. The cited words were:")
+    st.markdown(marked(citation.quote))
+    if not st.toggle("Open the newer version", key="source_newer"):
+        return
+    if found.citation is None:
+        st.caption("The newer version does not hold these words any more. It begins:")
+        st.markdown(excerpt(found.text, 0, 0, AROUND))
+    else:
+        _place(parts, found.citation, found.text)
+
+
+def _place(parts: Resources, citation: Citation, text: str) -> None:
+    """The cited place in the document's text, and on its page where it has pages."""
     if citation.edited:
         st.badge("Edited passage", icon=":material/edit:", color="orange")
         st.caption("These words were written by hand on the Documents page:")

@@ -265,4 +265,26 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE intake ADD COLUMN approval TEXT NOT NULL DEFAULT '';  -- and what was decided about it
     CREATE INDEX intake_again ON intake(again) WHERE again != '';
     """,
+    """
+    CREATE TABLE replaced (                  -- what synchronised files and crawled pages were before
+        document_id TEXT NOT NULL,           -- goes on answering while it is in `documents`
+        root TEXT NOT NULL,                  -- of its file, as in `sources`
+        path TEXT NOT NULL,
+        name TEXT NOT NULL,                  -- the document's
+        successor TEXT NOT NULL,             -- a document; '' for all that the file holds now
+        error TEXT NOT NULL,                 -- why the version after it could not be read; else ''
+        PRIMARY KEY (root, path, document_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX replaced_document ON replaced(document_id);
+    """,
+    """
+    CREATE TABLE mounts (                    -- folders below synchronised ones where other disks were mounted
+        root TEXT NOT NULL,                  -- as in `sources`
+        path TEXT NOT NULL,
+        PRIMARY KEY (root, path)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE INDEX documents_name ON documents(name, created_at);  -- for namesakes
+    """,
 )

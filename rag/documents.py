@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ SELECT = (
 SYNCED = "sync"  # the origin of documents that live and die with a folder's files
 ChunkTexts = list[tuple[int, str]]
 Ids = list[int]
+Within = Callable[[Any, Sequence[str]], None]  # in a transaction: its connection, and ids of documents
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class DocumentStore:
             # the bytes inside the transaction: `sweep` then never sees a file whose row is still to come
             write_bytes(inside(self.folder, document_id), data)
             remove(connection, document_id)
+            connection.execute("DELETE FROM replaced WHERE document_id = ?", (document_id,))  # it is back
             connection.execute(
                 "INSERT INTO documents (id, name, kind, bytes, origin, status, error, text, created_at,"
                 " updated_at, quality, text_hash) VALUES (?,?,?,?,?,'pending','',?,?,?,?,?)",
@@ -255,17 +257,26 @@ class DocumentStore:
             raise NotFoundError("That document does not exist (any more).", "Look at the list of documents.")
         return [(row["id"], f"{headline(title[0], row['heading'])}\n{row['text']}") for row in rows]
 
-    def save_documents(self, embedded: Iterable[tuple[str, Ids, Vectors]]) -> int:
+    def save_documents(
+        self,
+        embedded: Iterable[tuple[str, Ids, Vectors]],
+        before: Within = lambda connection, ids: None,
+        after: Within = lambda connection, ids: None,
+    ) -> int:
         """Store the vectors of documents' chunks and make the documents ready, in one commit.
 
         Each comes with the ids of its chunks and vectors of shape (len(ids), 384). Returns how many are
-        ready; one that changed meanwhile, or whose chunks did, stays as it is and is taken up again.
+        ready; one that changed meanwhile, or whose chunks did, stays as it is and is taken up again. In the
+        same commit `before` is called with the ids of all, and `after` with the ids of those now ready.
         """
+        given = list(embedded)
         with self.database.write() as connection:
-            ready = sum(_save(connection, *one) for one in embedded)
+            before(connection, [document_id for document_id, _, _ in given])
+            ready = [one[0] for one in given if _save(connection, *one)]
             if ready:
+                after(connection, ready)
                 bump_version(connection)
-        return ready
+        return len(ready)
 
     def fail(self, document_id: str, reason: str) -> None:
         """Mark a pending document as failed, with the reason shown to users."""
@@ -280,11 +291,14 @@ class DocumentStore:
         """What comes once more stays when a folder loses it, or the upload that brought it is cancelled."""
         by_hand = known.origin == SYNCED and origin != SYNCED and known.owner == owner
         of_upload = "status = 'embedding' AND EXISTS (SELECT 1 FROM json_each(added) WHERE value = ?1)"
+        again = "FROM replaced WHERE document_id = ? AND root = '' AND ? != 'sync'"  # wanted after all
         with self.database.read() as connection:
             claimed = connection.execute(f"SELECT 1 FROM intake WHERE {of_upload}", (known.id,)).fetchone()
-        if not (by_hand or claimed):
+            wanted = connection.execute(f"SELECT 1 {again}", (known.id, origin)).fetchone()
+        if not (by_hand or claimed or wanted):
             return
         with self.database.write() as connection:
+            connection.execute(f"DELETE {again}", (known.id, origin))
             if by_hand:
                 connection.execute("UPDATE documents SET origin = ? WHERE id = ?", (origin, known.id))
             connection.execute(
@@ -301,12 +315,16 @@ class DocumentStore:
         document = self.get(document_id)
         with self.database.write() as connection:
             remove(connection, document_id)
+            connection.execute("DELETE FROM replaced WHERE root = '' AND successor = ?", (document_id,))
             bump_version(connection)
             audit(connection, actor, "document.delete", f"{document_id} {document.name}")
         # only now: killed before the commit, the row would stand without its bytes
-        with self.database.write() as connection:
-            again = connection.execute("SELECT 1 FROM documents WHERE id = ?", (document_id,)).fetchone()
-            if again is None:  # else the same bytes came back meanwhile
+        self.unlink([document_id])
+
+    def unlink(self, ids: Iterable[str]) -> None:
+        """Remove the bytes of documents that are gone; those that came back meanwhile keep theirs."""
+        with self.database.write():
+            for document_id in set(ids) - self.ids():
                 inside(self.folder, document_id).unlink(missing_ok=True)
 
     def ids(self) -> set[str]:

@@ -24,6 +24,7 @@ from rag.queue import ACTIVE, Entry, Queue
 from rag.queue_work import QueueWork, came_since
 from rag.reader import Reader
 from rag.sync import read_queued
+from rag.versions import retire_all
 
 INDEX_SECONDS = 15.0  # how long a document may be found by its words alone
 SETTLE_SECONDS = 1.0
@@ -87,8 +88,10 @@ class Drain:
 
     def finish(self) -> None:
         """Make every pending document ready, wherever it came from, and let all of it be searched."""
+        retire_all(self.documents)  # what was replaced before it was ready is not embedded any more
         with self.reading() as pipeline:
             pipeline.offer(self._all_pending())
+        retire_all(self.documents)
         self.work.settle()
         self.index.sync()
 

@@ -17,6 +17,10 @@ class UnreadError(DocumentError):
     """The file could not be read this time, which says nothing about what it holds."""
 
 
+class NoFileError(DocumentError):
+    """There is no regular file (any more): a link, a pipe or a device has its place."""
+
+
 class _ChangedError(UnreadError):
     """A file was written to while it was read."""
 
@@ -39,7 +43,7 @@ def below(folder: Path, unread: Callable[[Path, str], None]) -> Iterator[Path]:
 def read_regular(path: Path, check_size: Callable[[int], None]) -> bytes:
     """A regular file's bytes; one that changes meanwhile is tried once more.
 
-    `check_size` may raise for a size in bytes. Raises DocumentError for links, pipes and devices, UnreadError
+    `check_size` may raise for a size in bytes. Raises NoFileError for links, pipes and devices, UnreadError
     for a file that cannot be read or does not stand still.
     """
     try:
@@ -54,7 +58,7 @@ def _read(path: Path, check_size: Callable[[int], None]) -> bytes:
         try:
             before = os.fstat(handle)
             if not stat.S_ISREG(before.st_mode):
-                raise DocumentError("This is not a regular file.")
+                raise NoFileError("This is not a regular file.")
             check_size(before.st_size)
             with os.fdopen(handle, "rb", closefd=False) as file:
                 data = file.read(before.st_size + 1)
@@ -63,7 +67,7 @@ def _read(path: Path, check_size: Callable[[int], None]) -> bytes:
             os.close(handle)
     except OSError as error:
         if error.errno in _NO_FILE:
-            raise DocumentError("This is not a regular file.") from None
+            raise NoFileError("This is not a regular file.") from None
         raise UnreadError(f"The file cannot be read: {error.strerror}.") from error
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         raise _ChangedError("The file changed while it was read.", "Try again when it is complete.")

@@ -35,6 +35,7 @@ from rag.queue import Queue
 from rag.queue_work import QueueWork
 from rag.reader import Reader
 from rag.sync import sync
+from rag.versions import hand_on, retire
 from rag.words import display_name
 
 SAMPLES = PROJECT / "data" / "samples" / "documents"
@@ -76,6 +77,7 @@ class Ingestor:
     def process(self, documents: Sequence[Document], step: Step = lambda: None) -> int:
         """Embed pending documents and make them ready in one commit; the next `Index.sync` has them.
 
+        The same commit removes the earlier versions that they replace (see `rag.versions`).
         Returns how many are ready; those that were deleted meanwhile are left out. `step` is called before
         each batch and may raise. Raises ConflictError while the passages are to be embedded anew: vectors of
         two embedders are never mixed.
@@ -98,7 +100,13 @@ class Ingestor:
 
         ends = np.cumsum([len(ids) for _, ids in found])
         vectors = np.split(self.vectors.encode(texts, step), ends[:-1])
-        return self.documents.save_documents((*one, part) for one, part in zip(found, vectors, strict=True))
+        embedded = [(*one, part) for one, part in zip(found, vectors, strict=True)]
+        gone: list[str] = []
+        count = self.documents.save_documents(
+            embedded, hand_on, lambda connection, ids: gone.extend(retire(connection, ids))
+        )
+        self.documents.unlink(gone)
+        return count
 
     def process_pending(self, beat: Beat | None = None) -> int:
         """Process every pending document and bring the index up to date; returns how many."""

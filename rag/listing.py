@@ -18,6 +18,7 @@ FILTERS = {
     "all": "1",
     "waiting": f"access.approval = 'waiting' AND {OFFERED}",
     "problems": f"(documents.id IN (SELECT id FROM documents WHERE {_PROBLEMS}) OR documents.id IN ("
+    "SELECT document_id FROM replaced WHERE error != '') OR documents.id IN ("
     "SELECT documents.id FROM documents JOIN document_access AS access ON access.document_id = documents.id"
     " WHERE text_hash IN (SELECT text_hash FROM documents GROUP BY text_hash HAVING COUNT(*) > 1)"
     f" AND EXISTS (SELECT 1 FROM {TWIN})))",
@@ -25,7 +26,8 @@ FILTERS = {
     "off": "documents.id IN (SELECT document_id FROM chunks WHERE off)",
 }
 """What the list may be narrowed to: documents that wait for approval, that failed or have warnings (see
-`rag.quality`), that were rejected, and that have passages which were switched off by hand."""
+`rag.quality`) or whose file has a newer version that cannot be read, that were rejected, and that have
+passages which were switched off by hand."""
 
 _FROM = (  # the order of the tables is that of the loops: the index first
     "FROM documents INDEXED BY documents_listed"

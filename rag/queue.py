@@ -23,11 +23,13 @@ from core.settings import Settings
 from rag.access import OPERATOR, new_access
 from rag.documents import SYNCED, Document, DocumentStore, remove
 from rag.passages import bump_version
+from rag.versions import take_back
 from rag.words import display_name
 
 ACTIVE = ("waiting", "reading", "embedding")
 DONE = ("ready", "failed", "cancelled")
 _MINE = "(?1 = 'local' OR owner = ?1)"  # the operator may act on everybody's files
+STAY = "they were here before, came from elsewhere too, or have replaced an earlier version"
 _FINISHED = "(status IN ('failed', 'cancelled') OR status = 'ready' AND error != '')"
 
 
@@ -311,9 +313,10 @@ class Queue:
 def drop(connection: Any, entry: Entry, documents: Sequence[str], added: Sequence[str]) -> None:
     """Remove a cancelled entry's documents that it `added` or that are pending, unless others name them.
 
-    Others are sources and entries that are being embedded. The entry's own source is read again by its next
-    run. A document that was read `again` is failed, as before, with its bytes. The row says how many of its
-    documents stay: they were there before, or came another way since.
+    Others are sources and entries that are being embedded. The entry's own source is again what it was, and
+    is read again by its next run. A document that was read `again` is failed, as before, with its bytes. The
+    row says how many of its documents stay: they were there before, came another way since, or have replaced
+    what they were.
     """
     named = json.dumps(list(documents))
     theirs = connection.execute(
@@ -338,14 +341,15 @@ def drop(connection: Any, entry: Entry, documents: Sequence[str], added: Sequenc
         )
     if mine:
         bump_version(connection)
+        back = take_back(connection, (entry.root, entry.path))
         connection.execute(
-            "UPDATE sources SET bytes = -1, hash = '', documents = (SELECT json_group_array(entry.value)"
-            " FROM json_each(sources.documents) AS entry WHERE entry.value IN (SELECT id FROM documents))"
-            " WHERE (root, path) = (?, ?)",
-            (entry.root, entry.path),
+            "UPDATE sources SET bytes = -1, hash = '', documents = (SELECT json_group_array(value) FROM"
+            " (SELECT value FROM json_each(sources.documents) UNION SELECT value FROM json_each(?1))"
+            " WHERE value IN (SELECT id FROM documents)) WHERE (root, path) = (?2, ?3)",
+            (json.dumps(back), entry.root, entry.path),
         )
     stay = len(there) - len(mine)
-    said = f"Of its documents {stay} stay: they were here before, or came from elsewhere too." if stay else ""
+    said = f"Of its documents {stay} stay: {STAY}." if stay else ""
     connection.execute(
         "UPDATE intake SET documents = '[]', added = '[]', error = ? WHERE id = ? AND status = 'cancelled'",
         (said, entry.id),

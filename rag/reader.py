@@ -37,6 +37,10 @@ DRAW_SECONDS = 20.0  # a person is waiting
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
+class StoppedError(DocumentError):
+    """Reading was stopped for its time or memory, which may be the machine's fault and not the file's."""
+
+
 class Reader:
     """Reads documents in a child process; a context manager. One thread at a time."""
 
@@ -103,7 +107,7 @@ class Reader:
             answer = self._ask(child, request | {"size": len(data)}, data, seconds)
         except (OSError, ValueError):
             self.close()
-            raise DocumentError(
+            raise StoppedError(
                 "Reading this file took too much memory or time, so it was stopped.",
                 "The file may be damaged or made to do harm; save it again from the program that wrote it.",
             ) from None

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from core.db import now_ms
 from core.errors import NotFoundError
 from core.files import owner_lock
-from rag.chunk_carry import carry
-from rag.documents import SYNCED, DocumentStore
-from rag.intake import kept_access, take
+from rag.documents import DocumentStore
 from rag.reader import Reader
+from rag.renew import Renewed, give_up, remove_gone, renew
 from rag.sources import Source, SourceStore, sites
 from rag.sync import Changes, reader_version
 from rag.urls import Url
@@ -59,31 +57,23 @@ class SiteDocuments:
                 self._rows.put(replace(row, etag=version.etag, modified=version.modified))
             self.keep(url)
             return
-        began, added, replaced = now_ms(), False, row.documents if row is not None else ()
-        ids: list[str] = []
-        errors: list[str] = []
+        began = now_ms()
         with owner_lock(self._lock, "Reading documents", wait=True):
-            for taken in take(
-                self.store, name, data, SYNCED, self._reader, kept_access(self.store, replaced)
-            ):
-                if taken.document is None:
-                    errors.append(str(taken.error))
-                else:
-                    ids.append(taken.document.id)
-                    added = taken.document.created_at >= began
-            if lost := carry(self.store.database, replaced, ids):
-                self._report(f"edits      {url}: {lost} dropped, as the passage changed")
-            stamp = (len(data), 0, 0)
-            self._put(
-                Source(
-                    *(str(url), stamp, words, tuple(ids), "".join(errors), self._reader_version),
+            done = renew(
+                *(self.store, self._rows, self._reader, (str(url), name, data)),
+                lambda ids, error: Source(
+                    *(str(url), (len(data), 0, 0), words, ids, error, self._reader_version),
                     *(version.etag, version.modified),
-                )
+                ),
             )
-        if added:
-            self.changes.added += ids
+        fresh = [document.id for document in done.documents if document.created_at >= began]
+        if done.lost_edits:
+            self._report(f"edits      {url}: {done.lost_edits} dropped, as the passage changed")
+        self._told(done)
+        if fresh:
+            self.changes.added += fresh
             self._report(f"{'updated  ' if row is not None and row.documents else 'added    '}  {url}")
-        self.changes.unchanged += bool(ids) and not added
+        self.changes.unchanged += bool(done.documents) and not fresh
 
     def keep(self, url: Url) -> None:
         """The page is as it was."""
@@ -94,7 +84,8 @@ class SiteDocuments:
 
     def refuse(self, url: Url, reason: str) -> None:
         """The page cannot be a document, and what it was before is no longer there."""
-        self._put(Source(str(url), (0, 0, 0), "", (), reason, self._reader_version))
+        row = Source(str(url), (0, 0, 0), "", (), reason, self._reader_version)
+        self._told(give_up(self._rows, row, str(url), gone=True))
 
     def missed(self, url: Url, reason: str) -> None:
         """The page could not be had: whatever is known of it stays."""
@@ -111,14 +102,19 @@ class SiteDocuments:
         with owner_lock(self._lock, "Reading documents", wait=True):
             if self._gone:
                 self._rows.remove(sorted(self._gone))
-            self.changes.removed = _remove_orphans(self.store, self._rows, self._report)
+            replaced = self.changes.replaced
+            self.changes.removed = remove_gone(self.store, self._rows, replaced, self._report, "crawl")
 
-    def _put(self, row: Source) -> None:
-        self._rows.put(row)
-        self._gone.discard(row.path)
-        if row.error:
-            self.changes.refused.append((row.path, row.error))
-            self._report(f"refused    {row.path}: {row.error}")
+    def _told(self, done: Renewed) -> None:
+        """Say what came of a page; it is not gone."""
+        path = done.source.path
+        self._gone.discard(path)
+        self.changes.replaced += done.replaced
+        for error in done.refused:
+            self.changes.refused.append((path, error))
+            self._report(f"refused    {path}: {error}")
+        for remark in done.remarks:
+            self._report(f"kept       {remark}")
 
 
 def forget_site(store: DocumentStore, lock: Path, root: str, report: Report) -> int:
@@ -134,13 +130,4 @@ def forget_site(store: DocumentStore, lock: Path, root: str, report: Report) -> 
     rows = SourceStore(store.database, root)
     with owner_lock(lock, "Reading documents", wait=True):
         rows.remove(list(rows.all()))
-        return _remove_orphans(store, rows, report)
-
-
-def _remove_orphans(store: DocumentStore, rows: SourceStore, report: Report) -> int:
-    orphans = rows.orphans()
-    for document_id in orphans:
-        with suppress(NotFoundError):  # somebody else was quicker
-            report(f"removed    {store.get(document_id).name}")
-            store.delete(document_id, "crawl")
-    return len(orphans)
+        return remove_gone(store, rows, [], report, "crawl")

@@ -6,11 +6,12 @@ A site's root is its address, `https://example.org/docs/`, and its paths are who
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.db import Database
-from rag.documents import SYNCED
+from rag.versions import ORPHANS, Earlier, Versions, current, put_earlier
 
 
 @dataclass(frozen=True)
@@ -68,42 +69,73 @@ class SourceStore:
             for row in rows
         }
 
-    def documents(self, path: str) -> tuple[str, ...]:
-        """Ids of the documents that a file was when it was last read."""
+    def current(self, path: str) -> Versions:
+        """The documents that a file was when it was last read, and earlier ones that go on answering."""
         with self.database.read() as connection:
-            row = connection.execute(
-                "SELECT documents FROM sources WHERE root = ? AND path = ?", (self.root, path)
-            ).fetchone()
-        return tuple(json.loads(row["documents"])) if row is not None else ()
+            return current(connection, (self.root, path))
 
     def put(self, source: Source) -> None:
-        """Add or replace a file's row."""
+        """Add or replace a file's row; its earlier versions stay as they are."""
         with self.database.write() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO sources (root, path, bytes, modified_ns, inode, hash, documents,"
-                " error, reader, etag, last_modified) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    *(self.root, source.path, *source.stamp, source.hash, json.dumps(source.documents)),
-                    *(source.error, source.reader, source.etag, source.modified),
-                ),
-            )
+            _put(connection, self.root, source)
+
+    def replace(self, source: Source, earlier: Sequence[Earlier]) -> bool:
+        """Note that a file was read anew and what becomes of its `earlier` versions.
+
+        False, and nothing is noted, when one of the documents is not there any more.
+        """
+        ids = json.dumps(source.documents)
+        with self.database.write() as connection:
+            there = connection.execute(
+                "SELECT COUNT(*) AS n FROM documents WHERE id IN (SELECT value FROM json_each(?))", (ids,)
+            ).fetchone()
+            if there["n"] < len(set(source.documents)):
+                return False
+            _put(connection, self.root, source)
+            put_earlier(connection, (self.root, source.path), source.documents, earlier)
+        return True
 
     def remove(self, paths: list[str]) -> None:
-        """Forget files that are gone."""
+        """Forget files that are gone, with their earlier versions."""
+        gone = [(self.root, path) for path in paths]
         with self.database.write() as connection:
+            connection.executemany("DELETE FROM sources WHERE root = ? AND path = ?", gone)
+            connection.executemany("DELETE FROM replaced WHERE root = ? AND path = ?", gone)
+
+    def mounts(self) -> set[str]:
+        """The mount points that earlier runs met below the folder (see `rag.mounts`)."""
+        with self.database.read() as connection:
+            rows = connection.execute("SELECT path FROM mounts WHERE root = ?", (self.root,))
+            return {str(row["path"]) for row in rows}
+
+    def put_mounts(self, paths: set[str]) -> None:
+        """Remember these and no others."""
+        if paths == self.mounts():
+            return
+        with self.database.write() as connection:
+            connection.execute("DELETE FROM mounts WHERE root = ?", (self.root,))
             connection.executemany(
-                "DELETE FROM sources WHERE root = ? AND path = ?", [(self.root, path) for path in paths]
+                "INSERT INTO mounts VALUES (?,?)", [(self.root, path) for path in sorted(paths)]
             )
 
     def orphans(self) -> list[str]:
-        """Ids of documents that came from a folder and that no folder's file stands for any more."""
+        """Ids of documents that came from a folder and that no folder's file stands for any more.
+
+        An earlier version that goes on answering is none (see `rag.versions`).
+        """
         with self.database.read() as connection:
-            rows = connection.execute(
-                "SELECT id FROM documents WHERE origin = ? AND id NOT IN"
-                " (SELECT entry.value FROM sources, json_each(sources.documents) AS entry)",
-                (SYNCED,),
-            ).fetchall()
-        return [str(row["id"]) for row in rows]
+            return [str(row["id"]) for row in connection.execute(ORPHANS)]
+
+
+def _put(connection: Any, root: str, source: Source) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO sources (root, path, bytes, modified_ns, inode, hash, documents,"
+        " error, reader, etag, last_modified) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            *(root, source.path, *source.stamp, source.hash, json.dumps(source.documents)),
+            *(source.error, source.reader, source.etag, source.modified),
+        ),
+    )
 
 
 def sites(database: Database) -> list[Site]:
@@ -121,9 +153,10 @@ def web_addresses(database: Database, ids: Iterable[str]) -> Addresses:
     wanted = json.dumps(list(ids))
     with database.read() as connection:
         rows = connection.execute(
-            "SELECT entry.value AS id, MIN(sources.path) AS address"
-            " FROM sources, json_each(sources.documents) AS entry WHERE sources.root GLOB 'http*://*'"
-            " AND entry.value IN (SELECT value FROM json_each(?)) GROUP BY entry.value",
+            "SELECT id, MIN(path) AS address FROM (SELECT entry.value AS id, sources.root, sources.path"
+            " FROM sources, json_each(sources.documents) AS entry"
+            " UNION ALL SELECT document_id, root, path FROM replaced)"
+            " WHERE root GLOB 'http*://*' AND id IN (SELECT value FROM json_each(?)) GROUP BY id",
             (wanted,),
         ).fetchall()
     return {str(row["id"]): str(row["address"]) for row in rows}

@@ -2,8 +2,10 @@
 
 A file whose size, time of change and inode are as they were costs one `stat`; one whose bytes are as they
 were is not read again. All others are queued first (`rag.queue`) and then read, so everybody sees how far it
-is. Safe to kill anywhere: rows are written after the documents they name, and documents that no row names are
-removed last, so the worker reads what is left in the queue and the next run finishes what this one began.
+is. What a changed file was before goes on answering until its new version is ready, and longer where that
+cannot be read (`rag.versions`). Safe to kill anywhere: rows are written after the documents they name, and
+documents that no row names are removed last, so the worker reads what is left in the queue and the next run
+finishes what this one began.
 """
 
 from __future__ import annotations
@@ -11,20 +13,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from core.db import now_ms
 from core.errors import DocumentError
-from rag.chunk_carry import carry
-from rag.documents import SYNCED, Documents, DocumentStore
-from rag.files import UnreadError, below
-from rag.intake import kept_access, take
+from rag.documents import Documents, DocumentStore
+from rag.files import NoFileError, UnreadError, below
+from rag.mounts import UNMOUNTED, mounted, unmounted
 from rag.ocr import Ocr
 from rag.queue import Entry, Queue
 from rag.queue_work import QueueWork, came_since
 from rag.reader import Reader
+from rag.renew import Renewed, give_up, remove_gone, renew
 from rag.sources import Source, Sources, SourceStore
 from rag.words import display_name, one_line
 
@@ -40,12 +42,14 @@ Offer = Callable[[Documents], object]
 class Changes:
     """What a run did, in documents and files; `refused` holds (path, reason), old refusals too.
 
+    `removed` counts what went and what goes when its successor is ready; the latter are `replaced`, by id.
     `unread` has the files and folders that could not be read this time, with the reason.
     """
 
     added: list[str] = field(default_factory=list)
     unchanged: int = 0
     removed: int = 0
+    replaced: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
 
@@ -61,8 +65,9 @@ def sync(
     """Bring the documents up to date with the folder. For the lock's holder.
 
     The new documents are left pending, and each file's are given to `offer`, which may raise. What cannot be
-    read, and all below it, stays as it is known. Raises DocumentError when the folder is missing, or empty
-    while it was not before: an unmounted disk must not delete its documents.
+    read, and all below it, stays as it is known; so does what a file was whose new version is refused. Raises
+    DocumentError when the folder is missing, or empty while it was not before: an unmounted disk must not
+    delete its documents.
     """
     if not os.path.isdir(root) or root.is_symlink():
         raise DocumentError(f"{root} is not a folder.", "Name the folder to keep in step with.")
@@ -80,6 +85,7 @@ def sync(
             f"{root} is empty or cannot be read, so nothing was removed.",
             "Mount it again, or delete its documents on the Documents page.",
         )
+    run.look_for_disks(root, known, found)
     stale = [(name, _stamp(path)[0]) for name, path in found.items() if not run.unchanged(path, name, known)]
     queue = Queue(store.database, store, store.settings)
     work = QueueWork(queue)
@@ -90,18 +96,9 @@ def sync(
             entry = work.claim(queued.id)
             if entry is not None:  # else somebody cancelled it
                 offer(run.entry(work, entry, known))
-    unread = [name for name, _ in changes.unread]
-    gone = [
-        name
-        for name in sorted(set(known) - set(found))
-        if not any(PurePath(name).is_relative_to(above) for above in unread)
-    ]
-    if gone:
+    if gone := [name for name in sorted(set(known) - set(found)) if not run.below_unread(name)]:
         sources.remove(gone)
-    for document_id in sources.orphans():
-        report(f"removed    {store.get(document_id).name}")
-        store.delete(document_id, "sync")
-        changes.removed += 1
+    changes.removed = remove_gone(store, sources, changes.replaced, report, "sync")
     return changes
 
 
@@ -135,13 +132,15 @@ class _Run:
         taken: Documents = []
         began = now_ms()
         with work.at_work(entry):
-            source = self.file(Path(self.sources.root) / entry.path, entry.path, known, taken)
+            done = self.file(Path(self.sources.root) / entry.path, entry.path, known, taken)
+            source = done.source
             if not source.documents:
-                raise DocumentError(source.error or "The archive holds no files.")
-            work.read(entry, source.documents, source.error, came_since(began, taken))
+                raise DocumentError(source.error or "The archive holds no files.", ". ".join(done.remarks))
+            told = "\n".join([*done.refused, *done.remarks])
+            work.read(entry, source.documents, told, came_since(began, taken))
         return taken
 
-    def file(self, path: Path, name: str, known: Sources, found: Documents) -> Source:
+    def file(self, path: Path, name: str, known: Sources, found: Documents) -> Renewed:
         """Read a file; its documents are added to `found`.
 
         Raises DocumentError when it cannot be read this time; what is known of it then stays.
@@ -154,43 +153,57 @@ class _Run:
             self.unread(name, error.message)
             raise DocumentError(error.message, KEPT) from None
         except DocumentError as error:
-            return self._write(Source(name, stamp, "", (), str(error), self.version), [str(error)])
+            refused = Source(name, stamp, "", (), str(error), self.version)
+            gone = isinstance(error, NoFileError)
+            return self._renewed(give_up(self.sources, refused, path.name, gone=gone))
         digest = hashlib.sha256(data).hexdigest()
         if before is not None and before.hash == digest and self._still_valid(before):
             kept = Source(name, stamp, digest, before.documents, before.error, before.reader)
             self.sources.put(kept)
             self._keep(kept)
-            return kept
-        began, replaced = now_ms(), self.sources.documents(name)
-        ids: list[str] = []
-        errors: list[str] = []
-        for taken in take(
-            self.store, path.name, data, SYNCED, self.reader, kept_access(self.store, replaced)
-        ):
-            if taken.document is None:
-                errors.append(f"{taken.name}: {taken.error}" if taken.name != path.name else str(taken.error))
-                continue
-            found.append(taken.document)
-            ids.append(taken.document.id)
-            if taken.document.created_at >= began:
-                self.changes.added.append(taken.document.id)
-                self.report(f"added      {taken.document.name}")
-        if lost := carry(self.store.database, replaced, ids):
-            self.report(f"edits      {display_name(name)}: {lost} dropped, as the passage changed")
-        self.changes.unchanged += not errors and not set(ids) & set(self.changes.added)
-        return self._write(Source(name, stamp, digest, tuple(ids), "\n".join(errors), self.version), errors)
+            return Renewed(kept, [], kept.error.splitlines(), 0, [])
+        began = now_ms()
+        done = renew(
+            *(self.store, self.sources, self.reader, (name, path.name, data)),
+            lambda ids, error: Source(name, stamp, digest, ids, error, self.version),
+        )
+        found += done.documents
+        fresh = [document for document in done.documents if document.created_at >= began]
+        self.changes.added += [document.id for document in fresh]
+        for document in fresh:
+            self.report(f"added      {document.name}")
+        self.changes.unchanged += not done.refused and not fresh
+        return self._renewed(done)
 
     def unread(self, name: str, reason: str) -> None:
         """A file or folder could not be read this time: it may still hold what it held."""
         self.changes.unread.append((name, reason))
         self.report(f"unread     {one_line(name)}: {reason} {KEPT}")
 
-    def _write(self, source: Source, errors: list[str]) -> Source:
-        self.sources.put(source)
-        for error in errors:
-            self.changes.refused.append((source.path, error))
-            self.report(f"refused    {display_name(source.path)}: {error}")
-        return source
+    def below_unread(self, name: str) -> bool:
+        """Whether a file or folder is, or lies below, what could not be read this time."""
+        return any(PurePath(name).is_relative_to(above) for above, _ in self.changes.unread)
+
+    def look_for_disks(self, root: Path, known: Iterable[str], found: Iterable[str]) -> None:
+        """Call unread where a disk was mounted and is not any more, and remember where disks are."""
+        remembered = self.sources.mounts()
+        for name in sorted(unmounted(root, remembered)):
+            if any(PurePath(one).is_relative_to(name) for one in known):
+                self.unread(name, UNMOUNTED)
+        kept = {name for name in remembered if self.below_unread(name)}
+        self.sources.put_mounts(mounted(root, {*known, *found}) | kept)
+
+    def _renewed(self, done: Renewed) -> Renewed:
+        name = display_name(done.source.path)
+        self.changes.replaced += done.replaced
+        if done.lost_edits:
+            self.report(f"edits      {name}: {done.lost_edits} dropped, as the passage changed")
+        for error in done.refused:
+            self.changes.refused.append((done.source.path, error))
+            self.report(f"refused    {name}: {error}")
+        for remark in done.remarks:
+            self.report(f"kept       {remark}")
+        return done
 
     def _keep(self, source: Source) -> None:
         if source.error:

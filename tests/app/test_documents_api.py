@@ -110,6 +110,27 @@ def test_a_private_one_is_its_owners_alone(client: httpx.Client, running: Site) 
     assert client.get(f"/documents/{upload['id']}", params={"user": "anna"}).status_code == 404
 
 
+def test_a_newer_version_replaces_the_older_one_when_its_owner_asks(
+    client: httpx.Client, running: Site
+) -> None:
+    [older], [newer] = (
+        send(client, note(days), user="anna", visibility="owner")["documents"] for days in (733, 744)
+    )
+    assert (older["older"], newer["older"]) == (None, older["id"])
+    path = f"/documents/{newer['id']}/replace-older"
+    assert client.post(path, params={"user": "ben"}).status_code == 404
+    assert listed(client, "anna")[newer["id"]]["older"] == older["id"]
+    replaced = client.post(path, params={"user": "anna"})
+    assert (replaced.status_code, replaced.json()["older"]) == (200, None)
+    assert older["id"] not in listed(client, "anna")
+    assert found_by(running, "anna", 744)
+    assert not found_by(running, "anna", 733)
+    again = client.post(path, params={"user": "anna"})
+    assert again.status_code == 404
+    assert "no older version" in again.json()["error"]["message"]
+    client.delete(f"/documents/{newer['id']}", params={"user": "anna"})
+
+
 def test_a_group_finds_what_is_given_to_it_once_approved(
     client: httpx.Client, running: Site, parts: Resources
 ) -> None:

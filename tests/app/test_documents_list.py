@@ -13,6 +13,8 @@ from core.settings import PROJECT
 from rag.access import Access
 from rag.approval import Approval
 from rag.documents import Document
+from rag.sources import Source, SourceStore
+from rag.versions import Earlier, Version
 from tests.app.test_pages import click, open_page, parts, shown
 
 __all__ = ["parts"]
@@ -135,6 +137,19 @@ def test_a_failed_document_is_read_again_by_the_worker(
     at.run()
     assert not at.button(key=f"retry-{made[0].id}").disabled
     click(at, "Clear what is finished")
+
+
+def test_an_earlier_version_says_why_it_still_answers(parts: Resources, made: list[Document]) -> None:
+    sources = SourceStore(parts.database, "/nowhere")
+    kept = Version(made[0].id, made[0].name, made[0].created_at)
+    row = Source("row0.md", (0, 0, 0), "", (), "It is *broken*.", "2")
+    assert sources.replace(row, [Earlier(kept, error=row.error)])
+    at = choose(open_page("documents"), "problems")
+    assert made[0].id in rows(at)
+    told = f"The new version could not be read: It is *broken*. The version of {kept.date} goes on answering."
+    assert told in shown(at).replace("\\", "")
+    sources.remove(["row0.md"])
+    assert made[0].id not in rows(choose(open_page("documents"), "problems"))
 
 
 def test_the_list_has_one_place() -> None:

@@ -56,7 +56,7 @@ def test_unchanged_pages_cost_a_request(
         reply.headers["ETag"] = f'"{number}"'
     run()
     shop.asked.clear()
-    monkeypatch.setattr("rag.site_documents.take", lambda *rest: pytest.fail("a page was taken again"))
+    monkeypatch.setattr("rag.renew.take", lambda *rest: pytest.fail("a page was taken again"))
     result = run()
     assert counts(result) == (0, 4, 0, 0)
     assert [headers.get("if-none-match") for headers in shop.seen[-4:]] == ['"1"', '"2"', '"3"', None]

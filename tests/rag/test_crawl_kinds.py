@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rag.documents import DocumentStore
-from rag.sources import sites
+from rag.ingest import Ingestor
+from rag.site_documents import forget_site
+from rag.sources import sites, web_address
 from tests.rag.conftest import Crawl, counts, titles
 from tests.rag.files import pdf
 from tests.rag.webs import Reply, Web, page
@@ -100,6 +102,33 @@ def test_other_kinds_of_files(web: Web, store: DocumentStore, run: Crawl) -> Non
     assert {path.rpartition("/")[2] for path, _ in result.changes.refused} == {"fake.pdf", "big"}
     assert "Слова стоят здесь." in next(store.text(d.id) for d in store.list() if d.name == "Привет.html")
     assert run().changes.added == []
+
+
+def test_a_page_whose_new_version_is_refused_keeps_the_earlier_one(
+    web: Web, store: DocumentStore, run: Crawl, ingestor: Ingestor
+) -> None:
+    kind = {"Content-Type": "application/pdf"}
+    web.table = {
+        "/docs/": page("Start", "Files.", "prices.pdf"),
+        "/docs/prices.pdf": Reply(pdf([["Prices", "Ten euros."]]), headers=kind),
+    }
+    run()
+    ingestor.process_pending()
+    old = next(document for document in store.list() if document.name == "prices.pdf")
+    web.table["/docs/prices.pdf"] = Reply(b"%PDF-1.4 nonsense", headers=kind)
+    said: list[str] = []
+    assert counts(run(report=said.append)) == (0, 1, 0, 1)
+    assert any(line.startswith("kept       prices.pdf: the version of ") for line in said)
+    assert store.get(old.id) == old
+    assert web_address(store.database, old.id) == f"{web.address}/docs/prices.pdf"
+    web.table["/docs/prices.pdf"] = Reply(pdf([["Prices", "Twelve euros."]]), headers=kind)
+    assert counts(run()) == (1, 1, 1, 0)
+    assert store.get(old.id) == old  # until the new one is ready
+    ingestor.process_pending()
+    assert store.find(old.id) is None
+    assert len(store.list()) == 2
+    forget_site(store, ingestor.lock, f"{web.address}/docs/", said.append)
+    assert store.list() == []
 
 
 def test_hostile_pages_stay_words(web: Web, store: DocumentStore, run: Crawl) -> None:

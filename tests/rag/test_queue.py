@@ -263,7 +263,7 @@ def test_a_folder_is_queued_and_finished_by_the_worker(
             raise KeyboardInterrupt
         return take(store, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("rag.sync.take", killed)
+    monkeypatch.setattr("rag.renew.take", killed)
     with pytest.raises(KeyboardInterrupt):
         ingestor.sync(folder, lambda line: None)
     assert statuses(queue) == {

@@ -15,7 +15,6 @@ from rag.ingest import Ingestor
 from rag.intake import take
 from rag.reader import Reader
 from rag.retrieve import Retriever
-from rag.sources import SourceStore
 from rag.sync import Changes, sync
 from tests.rag.files import archive
 
@@ -124,7 +123,7 @@ def test_touched_but_equal_files_are_not_parsed(
 ) -> None:
     run(store, folder, reader)
     os.utime(folder / "a.md", ns=(1, 1))
-    monkeypatch.setattr("rag.sync.take", lambda *rest: pytest.fail("it was taken again"))
+    monkeypatch.setattr("rag.renew.take", lambda *rest: pytest.fail("it was taken again"))
     assert not run(store, folder, reader).touched
 
 
@@ -178,7 +177,7 @@ def test_a_run_that_was_killed_is_finished_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(SourceStore, "orphans", die)
+        patch.setattr("rag.renew.retire_all", die)
         with pytest.raises(Killed):
             run(store, folder, reader)
     assert titles(store) >= {"Apples", "Apricots"}
@@ -196,7 +195,7 @@ def test_a_refusal_is_tried_again_by_another_reader(
         seen.append(name)
         return take(store, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("rag.sync.take", watch)
+    monkeypatch.setattr("rag.renew.take", watch)
     monkeypatch.setattr(module, "READER", "another")
     run(store, folder, reader)
     assert seen == ["bad.pdf"]
