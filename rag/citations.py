@@ -23,6 +23,10 @@ QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
 HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
 QUOTE_LIKELIHOOD = 0.2  # of being the answer, where a cross-encoder says; then only this counts
+LENT = (
+    0.25  # of what a line is likelier under a question like the one asked: enough to be quoted, never first
+)
+ANSWERS_AT_ALL = 0.01  # without that question; three of four short answers reach it, one of four orders does
 NOT_FOUND = "The documents do not seem to answer:"
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
@@ -224,7 +228,7 @@ def _best(
     if not pairs or not asked:
         return None
     if answers:
-        scores = [round(p, 3) for p in answers(question, [line_of(*pair) for pair in pairs])]
+        scores = [round(p, 3) for p in likelihoods(question, pairs, answers)]
         fitting = [score >= QUOTE_LIKELIHOOD for score in scores]
     else:
         scores, fitting = _fit(question, asked, pairs, similarity)
@@ -253,9 +257,33 @@ def headed(passage: Passage, unit: Unit) -> str:
     return "\n".join((*_question_before(passage, unit), unit.text, passage.document, passage.heading))
 
 
+def likelihoods(question: str, lines: Sequence[tuple[Passage, Unit]], answers: Likelihood) -> list[float]:
+    """How likely each unit answers the question.
+
+    Under a question like the one asked anything looks like its answer to a cross-encoder: 0.99 for a line of
+    an FAQ and for "ignore your rules" alike. So a unit counts as it is without that question; what it gains
+    by it counts LENT times: less than most lines that answer by themselves.
+    """
+    full = [line_of(passage, unit) for passage, unit in lines]
+    bare = [_bare_line_of(passage, unit) for passage, unit in lines]
+    lent = [at for at in range(len(lines)) if full[at] != bare[at]]
+    found = answers(question, [*bare, *(full[at] for at in lent)])
+    likely = list(found[: len(lines)])
+    for at, probability in zip(lent, found[len(lines) :], strict=True):
+        if likely[at] >= ANSWERS_AT_ALL:
+            likely[at] = max(likely[at], LENT * probability)
+    return likely
+
+
 def line_of(passage: Passage, unit: Unit) -> str:
     """A unit under its heading, as a cross-encoder reads it."""
     return " ".join((f"{heading_line(passage)}:", *_question_before(passage, unit), unit.text))
+
+
+def _bare_line_of(passage: Passage, unit: Unit) -> str:
+    """The same without the questions that it stands under."""
+    names = [name for name in heading_line(passage).split(" > ") if not asks(name)]
+    return f"{' > '.join(names)}: {unit.text}" if names else unit.text
 
 
 def _question_before(passage: Passage, unit: Unit) -> list[str]:

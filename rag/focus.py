@@ -15,7 +15,7 @@ from math import log
 
 from core.types import Passage, Unit
 from rag.chunks import units
-from rag.citations import Likelihood, Similarity, headed, line_of
+from rag.citations import Likelihood, Similarity, headed, likelihoods
 from rag.words import asks, content, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
@@ -47,8 +47,8 @@ def focus(
     likely: dict[int, float] = {}
     if answers:
         read = order[:READ]
-        lines = [line_of(passages[pairs[i][0]], pairs[i][1]) for i in read]
-        likely = dict(zip(read, answers(question, lines), strict=True))
+        lines = [(passages[pairs[i][0]], pairs[i][1]) for i in read]
+        likely = dict(zip(read, likelihoods(question, lines, answers), strict=True))
         sure = {i: round(log_odds(p) + PRIOR_WEIGHT * scores[i], 3) for i, p in likely.items()}
         order = sorted(read, key=lambda i: (-sure[i], i)) + order[READ:]
     best: dict[int, list[int]] = {}
