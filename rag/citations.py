@@ -15,7 +15,7 @@ from core.types import Citation, Passage, Unit
 from rag.chunks import units
 from rag.parts import parts
 from rag.prompt import REFUSAL, heading_line, is_refusal
-from rag.words import asks, content, numbers, one_line, overlap, rarity
+from rag.words import asks, content, echoes, numbers, one_line, overlap, rarity
 
 # A unit is quoted when it reaches either. Chosen on 128 questions about the samples: 84 of 109 answers found,
 # 9 wrong quotes, nothing quoted for half of the questions that have no answer.
@@ -203,9 +203,14 @@ def quote(
     Of a question in several parts (`rag.parts`), the best unit of each, and what no unit answers is said.
     `answers` decides where it is given. Otherwise the share of the question's words (rare ones weigh more) in
     unit and heading counts, plus the cosine similarity when `similarity` is given. Equal ones: the first. A
-    unit that asks something itself is no answer.
+    unit that asks something itself, or only repeats the question's words, is no answer.
     """
-    pairs = [(passage, unit) for passage in passages for unit in passage.units if not asks(unit.text)]
+    pairs = [
+        (passage, unit)
+        for passage in passages
+        for unit in passage.units
+        if not asks(unit.text) and not echoes(question, unit.text)
+    ]
     asked = parts(question)
     found = [_best(part.searched, pairs, similarity, answers) for part in asked]
     best = list(dict.fromkeys(at for at in found if at is not None))
