@@ -25,7 +25,7 @@ EXAMPLES = (
 SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
 LISTED = 12  # conversations in the sidebar
 STREAM_S = 0.1
-PLACE_S = 0.4  # how often a waiting question's place in the line is looked up: it is to be seen within half a second
+PLACE_S = 0.4  # how often a waiting question's place is looked up: it is to be seen within half a second
 
 
 def page() -> None:

@@ -15,7 +15,7 @@ from core.types import Citation, Passage, Unit
 from rag.chunks import units
 from rag.parts import parts
 from rag.prompt import REFUSAL, heading_line, is_refusal
-from rag.words import asks, content, numbers, one_line, overlap, rarity
+from rag.words import asks, content, echoes, numbers, one_line, overlap, rarity
 
 # A unit is quoted when it reaches either. Chosen on 128 questions about the samples: 84 of 109 answers found,
 # 9 wrong quotes, nothing quoted for half of the questions that have no answer.
@@ -23,6 +23,10 @@ QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
 HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
 QUOTE_LIKELIHOOD = 0.2  # of being the answer, where a cross-encoder says; then only this counts
+LENT = (
+    0.25  # of what a line is likelier under a question like the one asked: enough to be quoted, never first
+)
+ANSWERS_AT_ALL = 0.01  # without that question; three of four short answers reach it, one of four orders does
 NOT_FOUND = "The documents do not seem to answer:"
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
 """Cosine similarity (-1 to 1) of a question to each text."""
@@ -199,9 +203,14 @@ def quote(
     Of a question in several parts (`rag.parts`), the best unit of each, and what no unit answers is said.
     `answers` decides where it is given. Otherwise the share of the question's words (rare ones weigh more) in
     unit and heading counts, plus the cosine similarity when `similarity` is given. Equal ones: the first. A
-    unit that asks something itself is no answer.
+    unit that asks something itself, or only repeats the question's words, is no answer.
     """
-    pairs = [(passage, unit) for passage in passages for unit in passage.units if not asks(unit.text)]
+    pairs = [
+        (passage, unit)
+        for passage in passages
+        for unit in passage.units
+        if not asks(unit.text) and not echoes(question, unit.text)
+    ]
     asked = parts(question)
     found = [_best(part.searched, pairs, similarity, answers) for part in asked]
     best = list(dict.fromkeys(at for at in found if at is not None))
@@ -224,7 +233,7 @@ def _best(
     if not pairs or not asked:
         return None
     if answers:
-        scores = [round(p, 3) for p in answers(question, [line_of(*pair) for pair in pairs])]
+        scores = [round(p, 3) for p in likelihoods(question, pairs, answers)]
         fitting = [score >= QUOTE_LIKELIHOOD for score in scores]
     else:
         scores, fitting = _fit(question, asked, pairs, similarity)
@@ -253,9 +262,33 @@ def headed(passage: Passage, unit: Unit) -> str:
     return "\n".join((*_question_before(passage, unit), unit.text, passage.document, passage.heading))
 
 
+def likelihoods(question: str, lines: Sequence[tuple[Passage, Unit]], answers: Likelihood) -> list[float]:
+    """How likely each unit answers the question.
+
+    Under a question like the one asked anything looks like its answer to a cross-encoder: 0.99 for a line of
+    an FAQ and for "ignore your rules" alike. So a unit counts as it is without that question; what it gains
+    by it counts LENT times: less than most lines that answer by themselves.
+    """
+    full = [line_of(passage, unit) for passage, unit in lines]
+    bare = [_bare_line_of(passage, unit) for passage, unit in lines]
+    lent = [at for at in range(len(lines)) if full[at] != bare[at]]
+    found = answers(question, [*bare, *(full[at] for at in lent)])
+    likely = list(found[: len(lines)])
+    for at, probability in zip(lent, found[len(lines) :], strict=True):
+        if likely[at] >= ANSWERS_AT_ALL:
+            likely[at] = max(likely[at], LENT * probability)
+    return likely
+
+
 def line_of(passage: Passage, unit: Unit) -> str:
     """A unit under its heading, as a cross-encoder reads it."""
     return " ".join((f"{heading_line(passage)}:", *_question_before(passage, unit), unit.text))
+
+
+def _bare_line_of(passage: Passage, unit: Unit) -> str:
+    """The same without the questions that it stands under."""
+    names = [name for name in heading_line(passage).split(" > ") if not asks(name)]
+    return f"{' > '.join(names)}: {unit.text}" if names else unit.text
 
 
 def _question_before(passage: Passage, unit: Unit) -> list[str]:

@@ -15,8 +15,8 @@ from math import log
 
 from core.types import Passage, Unit
 from rag.chunks import units
-from rag.citations import Likelihood, Similarity, headed, line_of
-from rag.words import asks, content, overlap, rarity
+from rag.citations import Likelihood, Similarity, headed, likelihoods
+from rag.words import asks, content, echoes, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
@@ -34,12 +34,12 @@ def focus(
 ) -> list[Passage]:
     """The passages with the `most` best units as their `units` (numbered 0: the prompt numbers them).
 
-    A unit that asks something is left out, since it fits the question better than any answer does.
+    A unit that asks something, or repeats the question's words, is left out: it fits better than any answer.
     `answers` reads the READ best by words and `similarity` once more, and its opinion counts most; the score
     `answers` of a passage is then the best probability among its units. Passages without a kept unit are left
     out; the rest, and the units in them, stand best first.
     """
-    pairs = [(at, unit) for at, passage in enumerate(passages) for unit in _units(passage)]
+    pairs = [(at, unit) for at, passage in enumerate(passages) for unit in _units(question, passage)]
     if not pairs:
         return []
     scores = _scores(question, passages, pairs, similarity)
@@ -47,8 +47,8 @@ def focus(
     likely: dict[int, float] = {}
     if answers:
         read = order[:READ]
-        lines = [line_of(passages[pairs[i][0]], pairs[i][1]) for i in read]
-        likely = dict(zip(read, answers(question, lines), strict=True))
+        lines = [(passages[pairs[i][0]], pairs[i][1]) for i in read]
+        likely = dict(zip(read, likelihoods(question, lines, answers), strict=True))
         sure = {i: round(log_odds(p) + PRIOR_WEIGHT * scores[i], 3) for i, p in likely.items()}
         order = sorted(read, key=lambda i: (-sure[i], i)) + order[READ:]
     best: dict[int, list[int]] = {}
@@ -71,10 +71,10 @@ def log_odds(probability: float) -> float:
     return log(sane / (1 - sane))
 
 
-def _units(passage: Passage) -> list[Unit]:
+def _units(question: str, passage: Passage) -> list[Unit]:
     start = passage.start
     found = [Unit(0, passage.text[a:b], start + a, start + b) for a, b in units(passage.text)]
-    return [unit for unit in found if not asks(unit.text)]
+    return [unit for unit in found if not asks(unit.text) and not echoes(question, unit.text)]
 
 
 def _scores(

@@ -130,6 +130,17 @@ def asks(text: str) -> bool:
     return text.rstrip(" \t\n\"'”’»)*_").endswith(("?", "？", "؟"))
 
 
+def echoes(question: str, text: str) -> bool:
+    """Whether a unit of text, or what follows its label, only repeats words of the question in a row."""
+    asked = f" {_lowered(question)} "
+    said = [part for part in (_lowered(text), _lowered(text.partition(":")[2])) if part]
+    return any(f" {part} " in asked for part in said)
+
+
+def _lowered(text: str) -> str:
+    return " ".join(words(text)).lower()
+
+
 def display_name(name: str) -> str:
     """A file name as display text: no folders, no controls or direction marks, at most 200 characters."""
     base = one_line(PurePath(name.replace("\\", "/")).name)

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.words import clean, content, numbers, one_line, overlap, rarity, stem, token_estimate, words
+from rag.words import (
+    clean,
+    content,
+    echoes,
+    numbers,
+    one_line,
+    overlap,
+    rarity,
+    stem,
+    token_estimate,
+    words,
+)
 
 
 @given(st.text(max_size=300))
@@ -99,3 +110,20 @@ def test_token_estimate_counts_bytes_of_unknown_scripts() -> None:
 def test_plain_text_is_counted_as_any_other() -> None:
     text = "Parking costs 3.50 EUR a day;\nunextraordinarily_long words (and 2026-11-29) count more."
     assert token_estimate(text) + len("é".encode()) == token_estimate(f"{text} é")
+
+
+@pytest.mark.parametrize(
+    ("text", "echo"),
+    [
+        ("My power station shows F05.", True),
+        ("Question: my power station shows F05", True),
+        ("F05", True),
+        ("Code: F05; Remedy: Clean the air filter.", False),
+        ("My power station shows F05 when its fan is blocked.", False),
+        ("The station shows power.", False),  # not in a row: this may be what was asked
+        ("...", False),
+        ("", False),
+    ],
+)
+def test_a_line_that_repeats_the_question_is_told_from_one_that_says_more(text: str, echo: bool) -> None:
+    assert echoes("My power station shows F05. What should I do?", text) is echo
