@@ -24,6 +24,7 @@ EXAMPLES = (
 )
 SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
 LISTED = 12  # conversations in the sidebar
+REMEMBERED = 20  # earlier exchanges that a follow-up may lean on
 STREAM_S = 0.1
 PLACE_S = 1.0  # how often a waiting question's place in the line is looked up
 
@@ -170,7 +171,7 @@ def take_turn(parts: Resources, conversation: str | None, question: str, exchang
         st.session_state["conversation"] = conversation
     show_question(question)
     done = [e for e in exchanges if e.status == "complete"]
-    history = history_of([(e.question, e.answer.text) for e in done[-4:]])
+    history = history_of([(e.question, e.answer.text) for e in done[-REMEMBERED:]])
     with assistant_message():
         turn = Turn(parts, Question(conversation, USER, question, history))
         st.session_state["turn"] = turn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 from core.catalog import CatalogModel
@@ -22,7 +22,6 @@ from rag.priors import voted
 from rag.unshared import OwnVectors, hidden
 from rag.variety import WINDOW, varied
 from rag.votes import Votes
-from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
 LOOKED_AT = 16  # passages whose lines are compared when looking inside
@@ -159,24 +158,3 @@ class Retriever:
         if viewer:
             pairs += self.own.near(self.passages, vector, viewer, CANDIDATES)
         return [chunk_id for chunk_id, _ in sorted(pairs, key=lambda pair: -pair[1])[:CANDIDATES]]
-
-
-def with_context(question: str, earlier: Sequence[str]) -> str:
-    """The question to search for: a follow-up ("and for her?") gets the content words of the one before.
-
-    Deterministic: a follow-up has fewer than three content words (than two, where it is a whole question),
-    or starts with or leans on a pronoun.
-    """
-    if not earlier or not _leans(question):
-        return question
-    return f"{' '.join(dict.fromkeys(content(earlier[-1])))} {question}"
-
-
-_QUESTION_WORDS = frozenset({"what", "which", "who", "whom", "whose", "where", "when", "why", "how"})
-_PRONOUNS = frozenset({"it", "its", "they", "them", "their", "he", "him", "his", "she", "her"})
-
-
-def _leans(question: str) -> bool:
-    plain = [word.lower() for word in words(question)]
-    enough = 2 if plain[:1] and plain[0] in _QUESTION_WORDS else 3
-    return len(content(question)) < enough or bool(_PRONOUNS & set(plain)) or plain[:1] in (["and"], ["but"])
