@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app.answer_view import assistant_message, short, show_answer, show_question
+from app.answer_view import assistant_message, show_answer, show_question
 from app.asking import Asked, Question, Turn, history_of
 from app.notices import engine_notice, error_notice, model_notice
 from app.resources import USER, Resources, resources
+from app.wording import short
 from core.errors import UnderstudyError
 from feedback.records import Exchange
 from rag.citations import safe_markdown

@@ -265,4 +265,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE intake ADD COLUMN approval TEXT NOT NULL DEFAULT '';  -- and what was decided about it
     CREATE INDEX intake_again ON intake(again) WHERE again != '';
     """,
+    """
+    ALTER TABLE exchanges ADD COLUMN trace TEXT NOT NULL DEFAULT '{}';  -- JSON: core.types.Trace
+    """,
 )

@@ -30,6 +30,7 @@ from rag.shown import Showing
 from rag.smalltalk import small_talk
 from rag.sources import web_addresses
 from rag.taught import Taught
+from rag.trace import Found, search_notice, traced
 
 POLL_SECONDS = 0.05
 
@@ -46,10 +47,12 @@ class Interrupted(EngineUnavailable):
 class _Run:
     """How a question is to be answered: by which model, in which conversation, for whom, until which event.
 
-    `question` is what was asked, and as it was searched for.
+    `question` is what was asked, and as it was searched for; `turns` counts the questions before it.
     """
 
     question: FollowUp
+    turns: int
+    found: Found
     model: str
     conversation: str
     viewer: str
@@ -63,8 +66,7 @@ class _Turn:
 
     prompt: Prompt
     sampling: dict[str, Any]
-    timings: dict[str, float]
-    searched: str
+    run: _Run
     raw: str = ""
     reply: Reply | None = None
 
@@ -132,15 +134,17 @@ class Assistant:
         put = _in_context(asked, history)
         self._prompt(put, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
-        passages = self.retriever.read_for(put.text, self.model, viewer)
+        found = self.retriever.read(put.text, self.model, viewer)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
-        run = _Run(put, model, conversation, viewer, stop or threading.Event(), timings)
-        if not passages:
+        turns = sum(message["role"] == "user" for message in history)
+        run = _Run(put, turns, found, model, conversation, viewer, stop or threading.Event(), timings)
+        if not found.passages:
             yield REFUSAL
-            refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
+            trace = traced(put, found, turns)
+            refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings, trace=trace)
             yield self._or_remembered(refused, run)
             return
-        yield from self._generate(passages, history, run)
+        yield from self._generate(history, run)
 
     def retrieve(self, question: str, history: Sequence[Message] = (), viewer: str = NOBODY) -> list[Passage]:
         """The passages for a question; a follow-up is searched with the topic of the questions before it."""
@@ -158,12 +162,11 @@ class Assistant:
         except QuestionError:  # it just fitted as it was asked
             return prompt
 
-    def _generate(
-        self, passages: list[Passage], history: Sequence[Message], run: _Run
-    ) -> Iterator[str | Answer]:
+    def _generate(self, history: Sequence[Message], run: _Run) -> Iterator[str | Answer]:
+        passages = run.found.passages
         while True:
             prompt = self._prompt(run.question, passages, history)
-            turn = _Turn(prompt, self.sampling, run.timings, run.question.text)
+            turn = _Turn(prompt, self.sampling, run)
             try:
                 stream = self.client.stream(
                     prompt.messages,
@@ -225,7 +228,7 @@ class Assistant:
     def _finished(self, turn: _Turn) -> Answer:
         """What is shown of the whole reply."""
         assert turn.reply is not None
-        shown = self.showing.show(turn.searched, turn.raw, turn.prompt.passages, turn.reply.adapter)
+        shown = self.showing.show(turn.run.question.text, turn.raw, turn.prompt.passages, turn.reply.adapter)
         return self._answer(turn, shown.resolved, shown.mode, shown.supported)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
@@ -248,7 +251,8 @@ class Assistant:
             supported=supported,
             finish_reason=reply.finish_reason if reply else "",
             sampling=turn.sampling,
-            timings=turn.timings | _timings(reply),
+            timings=turn.run.timings | _timings(reply),
+            trace=traced(turn.run.question, turn.run.found, turn.run.turns, turn.prompt),
         )
 
     def _fixed(self, asked: str, text: str, mode: AnswerMode) -> Answer:
@@ -360,13 +364,14 @@ def main(arguments: list[str] | None = None) -> int:
             "adapter",
             "finish_reason",
             "timings",
+            "trace",
         )
         print(
             json.dumps({"answer": shown.pop("text")} | {k: shown[k] for k in wanted[1:]}, ensure_ascii=False)
         )
     else:
         lines = [f"{source_line(c)} {urls.get(c.document_id, '')}".rstrip() for c in answer.citations]
-        print("\n\n".join([marked(answer), "\n".join(lines)]).strip())
+        print("\n\n".join([marked(answer), "\n".join(lines), search_notice(answer)]).strip())
     return 0
 
 
