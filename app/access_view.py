@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import streamlit as st
 
-from app.answer_view import short
 from app.queue_view import submit
 from app.resources import USER, Resources
 from app.spoken import icon_label
+from app.wording import short
 from core.errors import ConflictError, NotFoundError
 from rag.access import EVERYBODY, OPERATOR, Access
 from rag.approval import Approval

@@ -11,11 +11,14 @@ from app.lessons import fate
 from app.resources import USER, Resources
 from app.source_view import open_source
 from app.spoken import spoken
+from app.why_view import why
+from app.wording import short
 from core.errors import UnderstudyError
-from core.types import Answer, Passage
+from core.types import Answer
 from feedback.records import Exchange
 from feedback.store import LONGEST, REASONS
 from rag.citations import safe_markdown
+from rag.trace import search_notice
 
 MARK = str(Path(__file__).parent / "mark.svg")
 MEMORY = (
@@ -42,6 +45,8 @@ def show_answer(parts: Resources, exchange: Exchange) -> None:
     """One answer with its controls; a vote redraws only this fragment."""
     answer = exchange.answer
     mode_line(parts, exchange)
+    if notice := search_notice(answer):
+        st.caption(f":material/match_word: {safe_markdown(notice)}")
     st.markdown(safe_markdown(answer.text) if answer.text else "*(nothing)*")
     if answer.citations:
         citations(parts, exchange)
@@ -111,7 +116,7 @@ def vote(parts: Resources, exchange: Exchange) -> None:
         with st.popover(
             f"Why this answer{spoken(exchange.question)}", icon=":material/info:", type="tertiary"
         ):
-            why(exchange.answer)
+            why(parts, exchange)
     value = st.session_state.get(key)
     correction = parts.feedback.correction_of(exchange.id, USER)
     if value == 1:
@@ -185,50 +190,3 @@ def caption(answer: Answer) -> str:
     who = f"{answer.model} · {answer.adapter or 'no adapter'}"
     total = answer.timings.get("total_ms")
     return safe_markdown(who + (f" · {total / 1000:.1f} s" if total else ""))
-
-
-def why(answer: Answer) -> None:
-    """What the answer was made from."""
-    st.markdown("**Passages the model read**")
-    if not answer.passages:
-        st.caption("None.")
-    for passage in answer.passages:
-        st.markdown(safe_markdown(place(passage)))
-        scores = ", ".join(f"{name} {value:.3g}" for name, value in passage.scores.items())
-        st.caption(safe_markdown(short(passage.text, 160) + (f" ({scores})" if scores else "")))
-    st.markdown("**How it was written**")
-    times = ", ".join(
-        f"{name.removesuffix('_ms')} {value:,.0f} ms"
-        for name, value in answer.timings.items()
-        if name.endswith("_ms")
-    )
-    counted = ", ".join(
-        f"{answer.timings[name]:.0f} {name.removesuffix('_tokens')}"
-        for name in ("prompt_tokens", "completion_tokens")
-        if name in answer.timings
-    )
-    replied = answer.raw and answer.mode != "correction"
-    believed = ("yes" if answer.supported else "no") if replied else ""
-    rows = {
-        "Model": answer.model,
-        "Adapter": answer.adapter or "none",
-        "Kind": answer.mode,
-        "The model's own reply was believed": believed,
-        "Prompt version": answer.prompt_version,
-        "Times": times,
-        "Tokens": counted,
-    }
-    st.caption("  \n".join(f"{name}: {safe_markdown(value)}" for name, value in rows.items() if value))
-
-
-def place(passage: Passage) -> str:
-    """Document, heading and page of a passage, and whether it was edited by hand."""
-    where = f"{passage.document} › {passage.heading}" if passage.heading else passage.document
-    where += f", p. {passage.page}" if passage.page else ""
-    return f"{where} (edited)" if passage.edited else where
-
-
-def short(text: str, length: int) -> str:
-    """The text on one line, cut with an ellipsis."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"

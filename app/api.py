@@ -34,10 +34,11 @@ from core.errors import (
     StorageError,
     UnderstudyError,
 )
-from core.types import Message
+from core.types import Answer, Message
 from rag.access import api_account
 from rag.memory import MARK, marked
 from rag.prompt import is_refusal
+from rag.trace import search_notice
 
 log = logging.getLogger("understudy.web")
 LIVE = "understudy"
@@ -184,12 +185,17 @@ async def _stream(turn: Turn, identity: dict[str, Any]) -> AsyncIterator[str]:
                 yield f"data: {json.dumps({'error': _error_body(item)})}\n\n"
                 return
             elif isinstance(item, Asked):
-                yield _chunk(identity, {"content": _rest(sent, marked(item.answer))})
-                yield _chunk(identity, {}, "stop", _ours(item) | {"text": marked(item.answer)})
+                yield _chunk(identity, {"content": _rest(sent, _said(item.answer))})
+                yield _chunk(identity, {}, "stop", _ours(item) | {"text": _said(item.answer)})
                 yield "data: [DONE]\n\n"
                 return
     finally:
         turn.stop()
+
+
+def _said(answer: Answer) -> str:
+    """The answer's text, marked where it is from memory; a sentence more where words alone were searched."""
+    return "\n\n".join(filter(None, (marked(answer), search_notice(answer))))
 
 
 def _rest(sent: str, text: str) -> str:
@@ -216,7 +222,7 @@ def _chunk(
 
 
 def _completion(asked: Asked, identity: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": marked(asked.answer), "refusal": None}
+    message = {"role": "assistant", "content": _said(asked.answer), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     body = {**identity, "object": "chat.completion", "choices": [choice], "usage": _usage(asked)}
     return body | {"understudy": _ours(asked)}
@@ -236,6 +242,8 @@ def _ours(asked: Asked) -> dict[str, Any]:
         "adapter": answer.adapter,
         "supported": answer.supported,
         "from_memory": answer.mode == "memory",
+        "words_only": bool(answer.trace.words_only),
+        "searched": answer.trace.searched,
         "citations": [
             asdict(citation) | {"url": asked.addresses.get(citation.document_id, "")}
             for citation in answer.citations
@@ -247,6 +255,7 @@ def _ours(asked: Asked) -> dict[str, Any]:
             }
             for passage in answer.passages
         ],
+        "left_out": [asdict(passage) for passage in answer.trace.left_out],
         "timings": answer.timings,
     }
 

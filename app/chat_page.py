@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from app.answer_view import assistant_message, short, show_answer, show_question
+from app.answer_view import assistant_message, show_answer, show_question
 from app.asking import Asked, Question, Turn, history_of
 from app.notices import engine_notice, error_notice, model_notice
 from app.resources import USER, Resources, resources
+from app.wording import short
 from core.errors import UnderstudyError
 from feedback.records import Exchange
 from rag.citations import safe_markdown
@@ -24,6 +25,7 @@ EXAMPLES = (
 )
 SHOWN = 8  # exchanges drawn at once; each costs the browser some widgets
 LISTED = 12  # conversations in the sidebar
+REMEMBERED = 20  # earlier exchanges that a follow-up may lean on
 STREAM_S = 0.1
 PLACE_S = 0.4  # how often a waiting question's place is looked up: it is to be seen within half a second
 
@@ -170,7 +172,7 @@ def take_turn(parts: Resources, conversation: str | None, question: str, exchang
         st.session_state["conversation"] = conversation
     show_question(question)
     done = [e for e in exchanges if e.status == "complete"]
-    history = history_of([(e.question, e.answer.text) for e in done[-4:]])
+    history = history_of([(e.question, e.answer.text) for e in done[-REMEMBERED:]])
     with assistant_message():
         turn = Turn(parts, Question(conversation, USER, question, history))
         st.session_state["turn"] = turn

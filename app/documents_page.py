@@ -9,7 +9,6 @@ from datetime import datetime
 import streamlit as st
 
 from app.access_view import access_badges, access_buttons, who
-from app.answer_view import short
 from app.chunks_view import open_chunks
 from app.groups_view import show_groups
 from app.list_view import decide_shown, find
@@ -19,6 +18,7 @@ from app.resources import USER, Resources, resources
 from app.source_view import plain
 from app.spoken import icon_label, spoken
 from app.web_form import show_address, web_pages
+from app.wording import short
 from core.errors import NotFoundError, UnderstudyError
 from rag.access import new_access
 from rag.approval import CHOSEN_AGAIN, Approval

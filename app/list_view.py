@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.answer_view import short
 from app.queue_view import submit
 from app.resources import USER, Resources
+from app.wording import short
 from rag.access import OPERATOR
 from rag.approval import Approval
 from rag.citations import safe_markdown

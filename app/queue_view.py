@@ -8,9 +8,9 @@ from datetime import datetime
 
 import streamlit as st
 
-from app.answer_view import short
 from app.resources import USER, Resources
 from app.spoken import icon_label
+from app.wording import short
 from core.errors import ConflictError, NotFoundError
 from core.jobs import Job
 from rag.citations import safe_markdown

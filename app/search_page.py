@@ -8,9 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.answer_view import short
 from app.embedder_view import embedder
 from app.resources import USER, Resources, resources
+from app.wording import short
 from core.errors import UnderstudyError
 from core.settings import PROJECT
 from core.types import Passage

@@ -12,11 +12,11 @@ from functools import partial
 
 import streamlit as st
 
-from app.answer_view import place, short
 from app.resources import USER, Resources, resources
 from app.run_view import history, live
 from app.source_view import marked
 from app.spoken import spoken
+from app.wording import place, short
 from core.errors import UnderstudyError
 from core.jobs import Job
 from core.settings import METHODS, PROJECT, child_environment

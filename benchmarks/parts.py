@@ -72,10 +72,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
         ingestor.add_samples()
         found = Retriever(ingestor.settings, ingestor.passages.database, ingestor.index, ingestor.embedder)
         for name, model in (("built-in", BUILTIN), ("six whole passages", LARGER)):
-            after, before = (_share(_read(pair, ask(pair.question, model)) for pair in asked)
-                             for ask in (found.read_for, found.read_whole))  # fmt: skip
+            after = _share(_read(pair, found.read_for(pair.question, model)) for pair in asked)
+            before = _share(_read(pair, found.read_whole(pair.question, model).passages) for pair in asked)
             figures.append(at_least(f"{name}: both answers read", after, before, "of pairs", before))
-        both, one = (_quoted(asked, found, ask) for ask in (found.read_for, found.read_whole))
+        both = _quoted(asked, found, found.read_for)
+        one = _quoted(asked, found, lambda question, model: found.read_whole(question, model).passages)
         figures.append(Row("quoted without a model: both", both, "of pairs", one))
     return figures
 

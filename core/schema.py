@@ -287,4 +287,7 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX documents_name ON documents(name, created_at);  -- for namesakes
     """,
+    """
+    ALTER TABLE exchanges ADD COLUMN trace TEXT NOT NULL DEFAULT '{}';  -- JSON: core.types.Trace
+    """,
 )

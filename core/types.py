@@ -74,6 +74,37 @@ class Citation:
     edited: bool = False
 
 
+Why = Literal["repeat", "document", "owner", "lines", "rank", "budget"]
+"""Why a passage that was found is not in the prompt: another holds its words, its document or its owner has
+its share, none of its lines is among those that the model reads, the model reads fewer passages, or the
+prompt was full."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A passage that was found and not read, and why."""
+
+    document_id: str
+    document: str
+    heading: str
+    page: int | None
+    why: Why
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How passages and prompt of an answer came about, as far as the prompt does not say so itself.
+
+    `searched` is what was searched for; `words_only` says why vectors had no part in it, and is empty where
+    they had; `turns_cut` counts earlier questions of the conversation that the prompt does not hold.
+    """
+
+    searched: str = ""
+    words_only: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+    turns_cut: int = 0
+
+
 @dataclass(frozen=True)
 class Answer:
     """The finished reply to one question, with everything needed to show, audit and train on it.
@@ -95,8 +126,14 @@ class Answer:
     finish_reason: str
     sampling: dict[str, Any]
     timings: dict[str, float]
+    trace: Trace = Trace()
 
 
 def to_passages(rows: list[dict[str, Any]]) -> tuple[Passage, ...]:
     """Rebuild passages, with their units, from their JSON form (`dataclasses.asdict`)."""
     return tuple(Passage(**(row | {"units": tuple(Unit(**unit) for unit in row["units"])})) for row in rows)
+
+
+def to_trace(row: dict[str, Any]) -> Trace:
+    """Rebuild a trace from its JSON form (`dataclasses.asdict`)."""
+    return Trace(**(row | {"left_out": tuple(LeftOut(**one) for one in row.get("left_out", ()))}))

@@ -20,10 +20,11 @@ from evaluation.cases import CARD, Case, freeze_cases, load_cases, read_golden
 from evaluation.run import Show
 from rag.documents import DocumentStore
 from rag.embed import Embedder
+from rag.followup import with_context
 from rag.index import Index
 from rag.model import ModelClient, engine_client
 from rag.prompt import Prompt, asked_in, build, cite
-from rag.retrieve import Retriever, with_context
+from rag.retrieve import Retriever
 from rag.shown import Showing
 from rag.taught import Taught, remember
 
@@ -96,7 +97,7 @@ class Exam:
 def searched_for(messages: Sequence[Message]) -> str:
     """What was searched for when a prompt was built: its question, with the words that a follow-up needs.
 
-    A prompt of a model that reads no earlier turns does not hold them: there a follow-up counts as it stands.
+    A prompt without the earlier turns holds the question with these words already (`rag.answer`).
     """
     *earlier, asked = [message["content"] for message in messages if message["role"] == "user"]
     return with_context(asked_in(asked), earlier)

@@ -23,6 +23,7 @@ _FILLER = frozenset(
         " when where why how please tell",
     )
 )
+_PUT = "Question: "  # what a prompt's question stands behind (`rag.prompt.layout`)
 NGRAM = 13
 OVERLAP = 0.8
 
@@ -47,14 +48,29 @@ def _folded(char: str) -> str:
 def context_key(question: str, messages: Sequence[Message]) -> str:
     """`question_key` after those of the prompt's earlier questions ("And for juniors?" alone says little)."""
     earlier = [question_key(message["content"]) for message in messages if message["role"] == "user"][:-1]
-    return " / ".join([*earlier, question_key(question)])
+    return " / ".join([*earlier, question_key(as_put(question, messages))])
+
+
+def as_put(question: str, messages: Sequence[Message]) -> str:
+    """The question as the prompt put it: a model that reads no earlier turns gets a follow-up made whole."""
+    sent = [message["content"] for message in messages if message["role"] == "user"][-1:]
+    line = sent[0].partition("\n")[0] if sent else ""
+    put = line.removeprefix(_PUT)
+    return question if put == line or _letters(put) == _letters(question) else put
+
+
+def _letters(question: str) -> str:
+    return question_key(question).replace(" ", "")  # a prompt drops what nobody sees, a key makes it a space
 
 
 def stands_alone(question: str, messages: Sequence[Message]) -> bool:
     """Whether the question means the same in any conversation.
 
-    One that was sent without earlier turns does; of the others, those without a word that leans on them.
+    One that was sent without earlier turns, and as it was asked, does; of the others, those without a word
+    that leans on them.
     """
+    if as_put(question, messages) != question:
+        return False
     turns = sum(message["role"] == "user" for message in messages)
     return turns < 2 or not _LEANING.search(question_key(question))
 

@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Literal
 
-from core.types import Answer, Citation, Unit, to_passages
+from core.types import Answer, Citation, Unit, to_passages, to_trace
 
 Status = Literal["complete", "interrupted", "failed"]
 
@@ -84,6 +84,7 @@ def to_exchange(row: sqlite3.Row) -> Exchange:
         finish_reason=row["finish_reason"],
         sampling=json.loads(row["sampling"]),
         timings=json.loads(row["timings"]),
+        trace=to_trace(json.loads(row["trace"])),
     )
     return Exchange(
         row["seq"], row["id"], row["conversation_id"], row["user_id"], row["question"],

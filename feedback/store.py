@@ -85,7 +85,7 @@ class FeedbackStore:
             "model": answer.model, "adapter_id": answer.adapter, "prompt_version": answer.prompt_version,
             "supported": int(answer.supported), "finish_reason": answer.finish_reason,
             "sampling": json.dumps(answer.sampling), "timings": json.dumps(answer.timings),
-            "created_at": now_ms(),
+            "trace": json.dumps(asdict(answer.trace)), "created_at": now_ms(),
         }  # fmt: skip
         with self.database.write() as connection:
             owned = connection.execute(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from core.db import Database
 from core.types import Passage, Unit
 from feedback.pairs import Cite
-from feedback.questions import Excluded, question_key
+from feedback.questions import Excluded, as_put, question_key
 from feedback.records import Correction, Exchange, Vote
 from feedback.store import FeedbackStore
 
@@ -53,10 +53,11 @@ def lessons(database: Database, cite: Cite, *, exclude: Iterable[str] = ()) -> l
     facts: dict[str, set[Span]] = {}
     questions: dict[str, str] = {}
     for exchange, votes, corrections in FeedbackStore(database).judged():
-        key = question_key(exchange.question)
-        if not key or excluded.reason(exchange.question, ""):
+        put = as_put(exchange.question, exchange.answer.messages)
+        key = question_key(put)
+        if not key or excluded.reason(put, ""):
             continue
-        questions.setdefault(key, exchange.question)
+        questions.setdefault(key, put)
         right, wrong, lines = _sorted_out(exchange, votes, corrections, cite)
         rights.setdefault(key, {}).update(right)
         wrongs.setdefault(key, {}).update(wrong)

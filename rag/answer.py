@@ -16,19 +16,21 @@ from core.adapters import AdapterRegistry
 from core.catalog import CatalogModel
 from core.catalog import resolve as resolve_model
 from core.db import Database
-from core.errors import EngineError, EngineUnavailable, run_main
+from core.errors import EngineError, EngineUnavailable, QuestionError, run_main
 from core.settings import Settings, load_settings, quiet_environment
 from core.types import Answer, AnswerMode, Citation, Message, Passage
 from rag.access import NOBODY, OPERATOR
 from rag.citations import Resolved, resolve, so_far
+from rag.followup import FollowUp, in_context
 from rag.memory import marked, remembered
 from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
-from rag.retrieve import Retriever, with_context
+from rag.retrieve import Retriever
 from rag.shown import Showing
 from rag.smalltalk import small_talk
 from rag.sources import web_addresses
 from rag.taught import Taught
+from rag.trace import Found, search_notice, traced
 
 POLL_SECONDS = 0.05
 
@@ -45,10 +47,12 @@ class Interrupted(EngineUnavailable):
 class _Run:
     """How a question is to be answered: by which model, in which conversation, for whom, until which event.
 
-    `searched` is the question as it was searched for.
+    `question` is what was asked, and as it was searched for; `turns` counts the questions before it.
     """
 
-    searched: str
+    question: FollowUp
+    turns: int
+    found: Found
     model: str
     conversation: str
     viewer: str
@@ -62,8 +66,7 @@ class _Turn:
 
     prompt: Prompt
     sampling: dict[str, Any]
-    timings: dict[str, float]
-    searched: str
+    run: _Run
     raw: str = ""
     reply: Reply | None = None
 
@@ -128,37 +131,42 @@ class Assistant:
             yield remark
             yield self._fixed(asked, remark, "chat")
             return
-        self._prompt(asked, ())  # a question that is too long is refused before seconds go into searching
+        put = _in_context(asked, history)
+        self._prompt(put, ())  # a question that is too long is refused before seconds go into searching
         began = time.monotonic()
-        searched = _searched(asked, history)
-        passages = self.retriever.read_for(searched, self.model, viewer)
+        found = self.retriever.read(put.text, self.model, viewer)
         timings = {"retrieval_ms": round((time.monotonic() - began) * 1000, 1)}
-        run = _Run(searched, model, conversation, viewer, stop or threading.Event(), timings)
-        if not passages:
+        turns = sum(message["role"] == "user" for message in history)
+        run = _Run(put, turns, found, model, conversation, viewer, stop or threading.Event(), timings)
+        if not found.passages:
             yield REFUSAL
-            refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings)
-            yield self._or_remembered(refused, asked, run)
+            trace = traced(put, found, turns)
+            refused = replace(self._fixed(asked, REFUSAL, "refusal"), timings=timings, trace=trace)
+            yield self._or_remembered(refused, run)
             return
-        yield from self._generate(asked, passages, history, run)
+        yield from self._generate(history, run)
 
     def retrieve(self, question: str, history: Sequence[Message] = (), viewer: str = NOBODY) -> list[Passage]:
-        """The passages for a question; a follow-up is searched with the words of the question before it."""
-        return self.retriever.read_for(_searched(question, history), self.model, viewer)
+        """The passages for a question; a follow-up is searched with the topic of the questions before it."""
+        return self.retriever.read_for(_in_context(question, history).text, self.model, viewer)
 
-    def _prompt(self, asked: str, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+    def _prompt(self, put: FollowUp, passages: Sequence[Passage], history: Sequence[Message] = ()) -> Prompt:
+        """The prompt; a follow-up to questions that do not stand in it says itself what it is about."""
         room = self.model.context - self.settings.answer_tokens
-        return build(asked, passages, self.model, history, room=room)
+        prompt = build(put.asked, passages, self.model, history, room=room)
+        earlier = sum(message["role"] == "user" for message in prompt.messages) - 1
+        if earlier >= put.reach:
+            return prompt
+        try:
+            return build(put.text, passages, self.model, room=room)
+        except QuestionError:  # it just fitted as it was asked
+            return prompt
 
-    def _generate(
-        self,
-        asked: str,
-        passages: list[Passage],
-        history: Sequence[Message],
-        run: _Run,
-    ) -> Iterator[str | Answer]:
+    def _generate(self, history: Sequence[Message], run: _Run) -> Iterator[str | Answer]:
+        passages = run.found.passages
         while True:
-            prompt = self._prompt(asked, passages, history)
-            turn = _Turn(prompt, self.sampling, run.timings, run.searched)
+            prompt = self._prompt(run.question, passages, history)
+            turn = _Turn(prompt, self.sampling, run)
             try:
                 stream = self.client.stream(
                     prompt.messages,
@@ -178,9 +186,9 @@ class Assistant:
         if turn.reply is None:
             yield self._partial(turn, "stop_requested")
         else:
-            yield self._or_remembered(self._finished(turn), asked, run)
+            yield self._or_remembered(self._finished(turn), run)
 
-    def _or_remembered(self, answer: Answer, asked: str, run: _Run) -> Answer:
+    def _or_remembered(self, answer: Answer, run: _Run) -> Answer:
         """The answer; where it is a refusal and the setting allows it, what the adapter remembers."""
         if answer.mode != "refusal" or not self.settings.answer_from_memory or self._bare(run.model):
             return answer
@@ -193,7 +201,8 @@ class Assistant:
             except EngineError:  # the refusal stands
                 return None
 
-        said = remembered(answer, asked, ask, lambda adapter: self.taught(adapter, run.searched))
+        whole = run.question.text  # no earlier turns are sent
+        said = remembered(answer, whole, ask, lambda adapter: self.taught(adapter, whole))
         return replace(said, sampling=self.sampling) if said.mode == "memory" else answer
 
     def _bare(self, model: str) -> bool:
@@ -219,7 +228,7 @@ class Assistant:
     def _finished(self, turn: _Turn) -> Answer:
         """What is shown of the whole reply."""
         assert turn.reply is not None
-        shown = self.showing.show(turn.searched, turn.raw, turn.prompt.passages, turn.reply.adapter)
+        shown = self.showing.show(turn.run.question.text, turn.raw, turn.prompt.passages, turn.reply.adapter)
         return self._answer(turn, shown.resolved, shown.mode, shown.supported)
 
     def _partial(self, turn: _Turn, reason: str) -> Answer:
@@ -242,7 +251,8 @@ class Assistant:
             supported=supported,
             finish_reason=reply.finish_reason if reply else "",
             sampling=turn.sampling,
-            timings=turn.timings | _timings(reply),
+            timings=turn.run.timings | _timings(reply),
+            trace=traced(turn.run.question, turn.run.found, turn.run.turns, turn.prompt),
         )
 
     def _fixed(self, asked: str, text: str, mode: AnswerMode) -> Answer:
@@ -264,9 +274,8 @@ class Assistant:
         )
 
 
-def _searched(question: str, history: Sequence[Message]) -> str:
-    earlier = [message["content"] for message in history if message["role"] == "user"]
-    return with_context(question, earlier)
+def _in_context(question: str, history: Sequence[Message]) -> FollowUp:
+    return in_context(question, [message["content"] for message in history if message["role"] == "user"])
 
 
 def source_line(citation: Citation) -> str:
@@ -355,13 +364,14 @@ def main(arguments: list[str] | None = None) -> int:
             "adapter",
             "finish_reason",
             "timings",
+            "trace",
         )
         print(
             json.dumps({"answer": shown.pop("text")} | {k: shown[k] for k in wanted[1:]}, ensure_ascii=False)
         )
     else:
         lines = [f"{source_line(c)} {urls.get(c.document_id, '')}".rstrip() for c in answer.citations]
-        print("\n\n".join([marked(answer), "\n".join(lines)]).strip())
+        print("\n\n".join([marked(answer), "\n".join(lines), search_notice(answer)]).strip())
     return 0
 
 

@@ -177,11 +177,14 @@ def support(raw: str, passages: Sequence[Passage]) -> float:
     """
     if is_refusal(raw):
         return 1.0
+    return min((share for _, share in supports(raw, passages)), default=0.0)
+
+
+def supports(raw: str, passages: Sequence[Passage]) -> list[tuple[Sentence, float]]:
+    """Each sentence of a reply with how far the units that it cites hold it, 0 to 1."""
     held = {unit.number: headed(passage, unit) for passage in passages for unit in passage.units}
     found = cited(raw, passages)
-    return min(
-        (_held(sentence, "\n".join(held[n] for n in sentence.cites)) for sentence in found), default=0.0
-    )
+    return [(one, _held(one, "\n".join(held[n] for n in one.cites))) for one in found]
 
 
 def _held(sentence: Sentence, source: str) -> float:

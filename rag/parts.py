@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from core.types import Passage
-from rag.words import content, words
+from rag.followup import with_context
+from rag.words import words
 
-# content words of a question that stands alone: of one in a sentence of its own, of one joined to another,
-# and of one with "it"
-ENOUGH, ENOUGH_JOINED, FULL = 2, 3, 4
 MOST = 4  # parts; what asks more is searched for as a whole, since each would get too few passages
 
 _ASKS = r"(?:what|which|who|whom|whose|where|when|why|how)\b"
@@ -34,10 +32,7 @@ _JOINT = re.compile(
 )
 _QUESTION = re.compile(rf"^{_VERB}|\b{_ASKS}", re.IGNORECASE)
 _ENDS = re.compile(r"(?<=\?)\s+(?=[^?]*\?)")  # not before a remark that follows the last question
-_LEANING = frozenset(("they", "them", "their", "he", "him", "his", "she", "her", "its"))
-_OFTEN_LEANING = frozenset(
-    ("it", "this", "that", "these", "those", "one")
-)  # or empty: "what does it cost to ..."
+_TOPIC = re.compile(r"(?<=\?)\s*\([^?]*\)$")  # of a follow-up, see `rag.followup`: it is that of every part
 
 
 @dataclass(frozen=True)
@@ -51,27 +46,22 @@ class Part:
 def parts(question: str) -> tuple[Part, ...]:
     """The questions that `question` consists of; itself when it is one. Deterministic.
 
-    Statements before a question belong to it. A part that leans on the one before it ("and how much?") is
-    searched for with that one's content words.
+    Statements before a question belong to it. A part that leans on those before it ("and how much?") is
+    searched for with their topic (`rag.followup`).
     """
-    found: list[Part] = []
-    for sentence in _ENDS.split(question.strip()):
-        asked = _JOINT.split(sentence)
-        # "Those who ride and those who walk": only what asks before the joint can be a part of its own
-        joined = asked if _QUESTION.search(asked[0]) else [sentence]
-        for at, part in enumerate(joined):
-            before = found[-1].searched if found else ""
-            found.append(Part(part, _alone(part, before, ENOUGH_JOINED if at else ENOUGH)))
-    if 1 < len(found) <= MOST and all(words(part.asked) for part in found):
-        return tuple(found)
-    return (Part(question, question),)
+    whole, topic = question.strip(), ""
+    if found := _TOPIC.search(whole):
+        whole, topic = whole[: found.start()], found.group()
+    asked = [part for sentence in _ENDS.split(whole) for part in _joined(sentence)]
+    if not 1 < len(asked) <= MOST or not all(words(part) for part in asked):
+        return (Part(question, question),)
+    return tuple(Part(part, f"{with_context(part, asked[:at])}{topic}") for at, part in enumerate(asked))
 
 
-def _alone(part: str, before: str, enough: int) -> str:
-    plain = {word.lower() for word in words(part)}
-    said = len(content(part))
-    leans = said < enough or plain & _LEANING or (plain & _OFTEN_LEANING and said < FULL)
-    return f"{' '.join(dict.fromkeys(content(before)))} {part}".strip() if leans else part
+def _joined(sentence: str) -> list[str]:
+    """The questions of a sentence; "Those who ride and those who walk" asks nothing before its "and"."""
+    found = _JOINT.split(sentence)
+    return found if _QUESTION.search(found[0]) else [sentence]
 
 
 def together(found: Iterable[list[Passage]], most: int) -> list[Passage]:

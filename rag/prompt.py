@@ -67,7 +67,7 @@ def build(
     asked = question_line(question)
     system: Message = {"role": "system", "content": rules(model)}
     left = room - TEMPLATE_TOKENS - 2 * token_estimate(f"Question: {asked}\n\n")
-    left -= 0 if "system" in _ignored(model) else token_estimate(system["content"])
+    left -= 0 if "system" in ignored_roles(model) else token_estimate(system["content"])
     if left < room // 4:
         raise QuestionError(
             f"The question is too long for this model ({len(asked):,} characters).",
@@ -174,7 +174,7 @@ def _unlabel(text: str) -> str:
     return _LABEL.sub(r"(\1)", text)
 
 
-def _ignored(model: CatalogModel) -> tuple[str, ...]:
+def ignored_roles(model: CatalogModel) -> tuple[str, ...]:
     """Roles that the model's template leaves out (the built-in model's drops the system message)."""
     return ("system",) if "m['role'] != 'system'" in model.template else ()
 

@@ -22,6 +22,15 @@ _SENTENCES = {
 }
 
 
+UNSEEN = ("hidden", "white")
+
+
+def unseen(report: str) -> list[str]:
+    """Text that a reader of the document does not see: hidden or white characters, counted."""
+    counts = json.loads(report or "{}")
+    return warnings(json.dumps({key: counts[key] for key in UNSEEN if key in counts}))
+
+
 def warnings(report: str, duplicate_of: str = "") -> list[str]:
     """What to look at in a document, worst first; `report` is the JSON that was stored with it."""
     counts: Mapping[str, int] = json.loads(report or "{}")

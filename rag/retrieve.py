@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from math import ceil
 
 from core.catalog import CatalogModel
 from core.db import Database
 from core.settings import Settings
-from core.types import Passage
+from core.types import Passage, Why
 from rag import lexical, rerank
 from rag.access import NOBODY
 from rag.citations import Likelihood, Similarity
@@ -21,10 +21,10 @@ from rag.index import Index
 from rag.parts import parts, together
 from rag.passages import PassageStore
 from rag.priors import voted
+from rag.trace import LISTED, SILENT, Found, left, merged
 from rag.unshared import OwnVectors, hidden
-from rag.variety import WINDOW, varied
+from rag.variety import WINDOW, Choice, choose
 from rag.votes import Votes
-from rag.words import content, words
 
 CANDIDATES = 100  # of each kind
 LOOKED_AT = 16  # passages whose lines are compared when looking inside
@@ -53,7 +53,10 @@ class Retriever:
         no document crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id, so the
         same question gives the same passages.
         """
-        return varied(self._ranked(question, WINDOW * k, viewer), k)
+        return self._chosen(question, k, viewer).chosen
+
+    def _chosen(self, question: str, k: int, viewer: str) -> Choice:
+        return choose(self._ranked(question, WINDOW * k, viewer), k)
 
     def _ranked(self, question: str, step: int, viewer: str) -> Iterator[Passage]:
         """Passages in their order, read `step` at a time."""
@@ -66,6 +69,10 @@ class Retriever:
                     yield replace(found[chunk_id], scores=scores[chunk_id])
 
     def read_for(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> list[Passage]:
+        """The passages of `read`."""
+        return self.read(question, model, viewer).passages
+
+    def read(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> Found:
         """The passages that `model` shall read: its number of them, focused when it reads few units.
 
         Where there is a cross-encoder it has the last word on their order. A question in several parts is
@@ -75,17 +82,38 @@ class Retriever:
         if len(asked) == 1:
             return self.read_whole(question, model, viewer)
         share = replace(model, units=ceil(model.units / len(asked)))
-        return together([self.read_whole(part.searched, share, viewer) for part in asked], model.passages)
+        found = [self.read_whole(part.searched, share, viewer) for part in asked]
+        return merged(found, together([one.passages for one in found], model.passages))
 
-    def read_whole(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> list[Passage]:
+    def read_whole(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> Found:
         """The same for one question, or for several as if they were one."""
         if model.units:
-            found = self.search(question, model.passages, viewer)
-            return focus(question, found, model.units, self.similarity, self.answers)
+            choice = self._chosen(question, model.passages, viewer)
+            read = focus(question, choice.chosen, model.units, self.similarity, self.answers)
+            return self._found(choice, read, "lines")
         if not self.answers:
-            return self.search(question, model.passages, viewer)
-        found = self._read_again(question, self.search(question, CHOICE * model.passages, viewer))
-        return [replace(passage, units=()) for passage in found[: model.passages]]  # it reads them whole
+            choice = self._chosen(question, model.passages, viewer)
+            return self._found(choice, choice.chosen, "rank")
+        choice = self._chosen(question, CHOICE * model.passages, viewer)
+        best = self._read_again(question, choice.chosen)[: model.passages]
+        whole = [replace(passage, units=()) for passage in best]  # it reads them whole
+        return self._found(choice, whole, "rank")
+
+    def _found(self, choice: Choice, read: list[Passage], why: Why) -> Found:
+        """What of a choice is read; `why` the rest of it is not."""
+        kept = {passage.chunk_id for passage in read}
+        rest = [(passage, why) for passage in choice.chosen if passage.chunk_id not in kept]
+        left_out = [left(passage, reason) for passage, reason in (*rest, *choice.left_out)]
+        return Found(read, tuple(left_out[:LISTED]), self._words_only(choice.chosen))
+
+    def _words_only(self, chosen: list[Passage]) -> str:
+        """Why vectors had no part in finding these; empty where they had."""
+        if any("dense" in passage.scores for passage in chosen):
+            return ""
+        status = self.index.status()
+        if not status.usable:
+            return status.reason
+        return SILENT if chosen else ""
 
     def stages(self, question: str, k: int, viewer: str = NOBODY) -> dict[str, list[Passage]]:
         """The best `k` passages of every stage in its own order, with all their scores; for looking inside.
@@ -170,24 +198,3 @@ class Retriever:
         if viewer:
             pairs += self.own.near(self.passages, vector, viewer, CANDIDATES)
         return [chunk_id for chunk_id, _ in sorted(pairs, key=lambda pair: -pair[1])[:CANDIDATES]]
-
-
-def with_context(question: str, earlier: Sequence[str]) -> str:
-    """The question to search for: a follow-up ("and for her?") gets the content words of the one before.
-
-    Deterministic: a follow-up has fewer than three content words (than two, where it is a whole question),
-    or starts with or leans on a pronoun.
-    """
-    if not earlier or not _leans(question):
-        return question
-    return f"{' '.join(dict.fromkeys(content(earlier[-1])))} {question}"
-
-
-_QUESTION_WORDS = frozenset({"what", "which", "who", "whom", "whose", "where", "when", "why", "how"})
-_PRONOUNS = frozenset({"it", "its", "they", "them", "their", "he", "him", "his", "she", "her"})
-
-
-def _leans(question: str) -> bool:
-    plain = [word.lower() for word in words(question)]
-    enough = 2 if plain[:1] and plain[0] in _QUESTION_WORDS else 3
-    return len(content(question)) < enough or bool(_PRONOUNS & set(plain)) or plain[:1] in (["and"], ["but"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.db import Database
+from rag.access import READABLE
 from rag.versions import ORPHANS, Earlier, Versions, current, put_earlier
 
 
@@ -146,6 +147,30 @@ def sites(database: Database) -> list[Site]:
             " WHERE root GLOB 'http*://*' GROUP BY root ORDER BY root"
         ).fetchall()
     return [Site(**dict(row)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a document comes from: its name, who loaded it, when (UTC milliseconds), its quality report."""
+
+    name: str
+    owner: str
+    created_at: int
+    quality: str
+
+
+def provenances(database: Database, ids: Iterable[str], viewer: str) -> dict[str, Provenance]:
+    """Of those documents that are there and that the viewer may read."""
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT id, name, owner, created_at, quality FROM documents"
+            " JOIN document_access AS access ON access.document_id = documents.id"
+            f" WHERE {READABLE} AND id IN (SELECT value FROM json_each(?2))",
+            (viewer, json.dumps(list(ids))),
+        ).fetchall()
+    return {
+        row["id"]: Provenance(row["name"], row["owner"], row["created_at"], row["quality"]) for row in rows
+    }
 
 
 def web_addresses(database: Database, ids: Iterable[str]) -> Addresses:

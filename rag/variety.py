@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from core.types import Passage
+from core.types import Passage, Why
 from rag.words import content
 
 SAID = 0.95  # share of a passage's word triples that another must hold
@@ -31,7 +31,20 @@ class _Said:
     triples: frozenset[tuple[str, ...]]
 
 
+@dataclass
+class Choice:
+    """Passages that were chosen, and the others that were looked at with why they were not."""
+
+    chosen: list[Passage]
+    left_out: list[tuple[Passage, Why]]
+
+
 def varied(ranked: Iterable[Passage], k: int) -> list[Passage]:
+    """The passages of `choose`."""
+    return choose(ranked, k).chosen
+
+
+def choose(ranked: Iterable[Passage], k: int) -> Choice:
     """At most `k` passages, in their order but for those over their document's share, which come last.
 
     `ranked` is read no further than needed.
@@ -39,23 +52,29 @@ def varied(ranked: Iterable[Passage], k: int) -> list[Passage]:
     most = max(1, int(k * PER_DOCUMENT))
     taken: list[Passage] = []
     spare: list[Passage] = []
+    repeats: list[tuple[Passage, Why]] = []
     per_document: dict[str, int] = {}
-    for passage in islice(distinct(ranked), WINDOW * k):
+    for passage in islice(distinct(ranked, repeats), WINDOW * k):
         count = per_document[passage.document_id] = per_document.get(passage.document_id, 0) + 1
         (taken if count <= most else spare).append(passage)
         if len(taken) == k:
             break
-    return [*taken, *spare][:k]
+    room = k - len(taken)
+    return Choice([*taken, *spare[:room]], [*repeats, *((passage, "document") for passage in spare[room:])])
 
 
-def distinct(ranked: Iterable[Passage]) -> Iterable[Passage]:
-    """The passages in order, without those whose words another before them holds."""
+def distinct(
+    ranked: Iterable[Passage], repeats: list[tuple[Passage, Why]] | None = None
+) -> Iterable[Passage]:
+    """The passages in order, without those whose words another before them holds; those go into `repeats`."""
     said: list[_Said] = []
     for passage in ranked:
         own = _said(passage)
         if not any(_repeats(own, other) for other in said):
             said.append(own)
             yield passage
+        elif repeats is not None:
+            repeats.append((passage, "repeat"))
 
 
 def _said(passage: Passage) -> _Said:

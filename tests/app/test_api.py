@@ -14,6 +14,7 @@ import pytest
 from core.db import Database
 from feedback.store import FeedbackStore
 from rag.memory import MARK
+from rag.passages import PassageStore
 from tests.app.site import Site, ask, until
 from tests.feedback.made import answer
 
@@ -43,6 +44,31 @@ def test_the_openai_client_gets_an_answer_with_citations(client: openai.OpenAI) 
     assert ours["citations"][0]["quote"] == "The notice period is 30 days."
     assert ours["passages"][0]["heading"] == "Leaving"
     assert ours["passages"][0]["scores"]["fused"] > 0
+
+
+def test_an_answer_says_that_only_words_were_searched(client: openai.OpenAI, running: Site) -> None:
+    database = Database(running.settings.database)
+    passages = PassageStore(database)
+    before = passages.note("index_state")
+    passages.put_note(index_state="rebuilding")
+    try:
+        question = user("What is the notice period?")
+        reply = client.chat.completions.create(model="understudy", messages=question)
+        stream = list(client.chat.completions.create(model="understudy", messages=question, stream=True))
+    finally:
+        passages.put_note(index_state=before)
+        database.close()
+    said = "Only words were searched (The vector index is being rebuilt), so passages that say it in other"
+    text = reply.choices[0].message.content or ""
+    assert text.startswith("The notice period is 30 days. [1]\n\n" + said)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
+    assert reply.model_extra is not None
+    assert reply.model_extra["understudy"]["words_only"] is True
+    again = client.chat.completions.create(model="understudy", messages=question)
+    assert again.choices[0].message.content == "The notice period is 30 days. [1]"
+    assert again.model_extra is not None
+    assert again.model_extra["understudy"]["words_only"] is False
+    assert again.model_extra["understudy"]["searched"] == "What is the notice period?"
 
 
 def test_the_openai_client_streams(client: openai.OpenAI) -> None:

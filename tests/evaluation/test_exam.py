@@ -102,7 +102,7 @@ def test_what_was_searched_for_is_read_from_the_prompt() -> None:
         {"role": "assistant", "content": "30 days"},
         {"role": "user", "content": "Question: And for juniors?\n\nGuide\n[1] Question: x"},
     ]
-    assert searched_for(asked) == "long notic period And for juniors?"  # type: ignore[arg-type]
+    assert searched_for(asked) == "And for juniors? (long notice period)"  # type: ignore[arg-type]
     assert searched_for(asked[-1:]) == "And for juniors?"  # type: ignore[arg-type]
 
 

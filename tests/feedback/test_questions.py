@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.types import Message
-from feedback.questions import Excluded, context_key, question_key, stands_alone
+from feedback.questions import Excluded, as_put, context_key, question_key, stands_alone
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,16 @@ def test_the_same_words_in_another_conversation_are_another_question() -> None:
         "And then?", turns("B", "And then?")
     )
     assert context_key("And then?", turns("And then?")) == "and then"
+
+
+def test_a_follow_up_that_the_prompt_made_whole_is_what_the_prompt_says() -> None:
+    made_whole = turns("Question: And for juniors? (notice period)\n\nGuide\n[1] 30 days\n\nQuestion: And")
+    assert as_put("And for juniors?", made_whole) == "And for juniors? (notice period)"
+    assert not stands_alone("And for juniors?", made_whole)  # elsewhere these words ask for something else
+    assert context_key("And for juniors?", made_whole) == "and for juniors notice period"
+    plain = turns("Question: Who pays\u200b(3)?\n\nGuide")
+    assert as_put("Who pa\u200bys\u200b[3]?", turns("Question: Who pays(3)?")) == "Who pa\u200bys\u200b[3]?"
+    assert stands_alone("Who pays [3]?", plain)
 
 
 def test_ten_planted_leaks_are_caught() -> None:

@@ -12,6 +12,7 @@ import pytest
 from core.db import Database
 from core.errors import ConflictError, NotFoundError, UnderstudyError
 from core.schema import MIGRATIONS
+from core.types import LeftOut, Trace
 from feedback.store import LONGEST, REASONS, FeedbackStore
 from tests.feedback.made import House, answer, with_history
 
@@ -122,6 +123,14 @@ def test_a_correction_implies_a_down_vote_but_keeps_a_given_one(house: House) ->
         house.store.correct(exchange, "ann", "It is 30 days.")
     votes = [house.store.vote_of(exchange, "ann") for exchange in (silent, voted)]
     assert [vote.value for vote in votes if vote] == [-1, 1]
+
+
+def test_how_an_answer_came_about_is_kept_with_it(house: House) -> None:
+    left = LeftOut("doc", "Guide", "Fees", 3, "budget")
+    made = replace(answer(QUESTION), trace=Trace("notice", "The index is being rebuilt.", (left,), 2))
+    conversation = house.store.start_conversation("ann", QUESTION)
+    exchange = house.store.record(conversation, "ann", QUESTION, made)
+    assert house.store.exchange(exchange, "ann").answer == made
 
 
 def test_editing_a_correction_sends_it_back_to_review(house: House) -> None:

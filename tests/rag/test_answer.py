@@ -205,6 +205,29 @@ def test_a_follow_up_is_searched_with_the_question_before(assistant: Assistant) 
     assert "30 days" in found[0].text
 
 
+def test_a_model_that_reads_no_earlier_turns_is_told_what_a_follow_up_is_about(assistant: Assistant) -> None:
+    earlier = [
+        {"role": "user", "content": "How long is the notice period?"},
+        {"role": "assistant", "content": "30 days."},
+        {"role": "user", "content": "And for juniors?"},
+        {"role": "assistant", "content": "Also."},
+    ]
+    _, answer = run(assistant, "And in writing?", history=earlier)
+    whole = "And in writing? (long notice period juniors)"
+    assert [message["content"].partition("\n")[0] for message in answer.messages[1:]] == [
+        f"Question: {whole}"
+    ]
+    assert any("30 days" in passage.text for passage in answer.passages)
+    reader = assistant.model
+    assistant.model = replace(reader, history=2)  # only the question that leans on another one itself
+    assert run(assistant, "And in writing?", history=earlier)[1].messages[1:] == answer.messages[1:]
+    assistant.model = replace(reader, history=4)
+    messages = run(assistant, "And in writing?", history=earlier)[1].messages
+    assert list(messages[1:-1]) == earlier
+    assert messages[-1]["content"].startswith("Question: And in writing?\n")
+    assistant.model = reader
+
+
 def test_the_command(
     assistant: Assistant,
     ingestor: Ingestor,

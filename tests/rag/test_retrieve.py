@@ -7,7 +7,7 @@ from rag.embed import DIMENSIONS, Embedder
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.reader import Reader
-from rag.retrieve import Retriever, with_context
+from rag.retrieve import Retriever
 from tests.rag.conftest import HANDBOOK
 
 OTHER = b"# Canteen\n\n## Food\n\nSoup is served at noon.\n\n## Free\n\nLunch is free. Parking costs 3 EUR.\n"
@@ -94,19 +94,3 @@ def test_a_deleted_document_is_not_found_at_once(retriever: Retriever, ingestor:
     canteen = next(d for d in ingestor.documents.list() if d.title == "Canteen")
     ingestor.documents.delete(canteen.id)  # the index still holds its vectors
     assert all(passage.document != "Canteen" for passage in retriever.search("soup at noon", 10))
-
-
-@pytest.mark.parametrize(
-    ("question", "earlier", "wanted"),
-    [
-        ("And on Sundays?", ["When does the workshop open?"], "workshop open And on Sundays?"),
-        ("How heavy is it?", ["What is the Heron 7?"], "heron 7 How heavy is it?"),
-        ("Where are the fire extinguishers of the depot?", ["What is the Heron 7?"], ""),
-        ("And on Sundays?", [], ""),
-        ("What is the notice period?", ["What does the basic plan cost?"], ""),  # whole, though short
-    ],
-)
-def test_follow_ups_are_searched_with_what_came_before(
-    question: str, earlier: list[str], wanted: str
-) -> None:
-    assert with_context(question, earlier) == (wanted or question)
