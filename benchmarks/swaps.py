@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,6 @@ SWAPS = 100
 ASIDE = 1  # kept beside the one on stage: in a rotation of five, the next one never is there
 STREAMS = 4
 PROMPT, ANSWER = 120, 32  # characters and tokens of the streams' requests
-TELLING = 6  # tokens by which an adapter's words are learned
 EARLY = 5  # swaps after which memory should not grow any more
 QUIET_SECONDS = 15.0  # of the same streams without a swap, to compare with
 
@@ -108,8 +108,12 @@ def _gap(measure: str, gaps: Sequence[float], quiet: Sequence[float], share: flo
 
 
 def _words(server: Server, names: list[str]) -> dict[str, set[str]]:
-    """The words that each adapter says alone and no other does (see `random_adapter`)."""
-    said = {name: _spoken(server.ask(_question(0), TELLING, model=name).text) for name in names}
+    """The words that each adapter says and no other does, when it alone answers (see `random_adapter`)."""
+    said: dict[str, set[str]] = {}
+    for name in names:
+        with ThreadPoolExecutor(STREAMS) as pool:
+            asked = [pool.submit(_ask, server, name) for _ in range(STREAMS)]
+        said[name] = set().union(*(_spoken(one.result().text) for one in asked))
     return {
         name: words - set().union(*(others for other, others in said.items() if other != name))
         for name, words in said.items()
@@ -127,21 +131,21 @@ def _spoken(text: str) -> set[str]:
     return set(re.findall(r"filler\d+|\S", text))
 
 
-def _question(stream: int) -> list[dict[str, str]]:
-    return Workload(PROMPT, 0, ANSWER).messages(stream)
+def _ask(server: Server, model: str = "live") -> Heard:
+    """The one question of all; with log probabilities the engine guesses no tokens ahead."""
+    return server.ask(Workload(PROMPT, 0, ANSWER).messages(0), ANSWER, model=model, logprobs=True)
 
 
 @contextmanager
 def _streams(server: Server, heard: list[Heard]) -> Iterator[None]:
-    """Clients within the block, each of which asks its question again and again."""
+    """Clients within the block, each of which asks again and again."""
     stop = threading.Event()
 
-    def client(stream: int) -> None:
+    def client() -> None:
         while not stop.is_set():
-            # with log probabilities the engine guesses nothing ahead, so every token is a piece of its own
-            heard.append(server.ask(_question(stream), ANSWER, logprobs=True))
+            heard.append(_ask(server))
 
-    clients = [threading.Thread(target=client, args=(stream,)) for stream in range(STREAMS)]
+    clients = [threading.Thread(target=client) for _ in range(STREAMS)]
     for thread in clients:
         thread.start()
     try:
