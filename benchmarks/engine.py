@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,8 @@ from pathlib import Path
 
 from benchmarks.load import FILLER, Heard, Server, Workload
 from benchmarks.peers import available
-from benchmarks.shapes import QUANTS, SHAPES, Shape, random_adapter, random_gguf
+from benchmarks.shapes import QUANTS, SHAPES, Shape, random_gguf
+from benchmarks.swaps import ASIDE, measure_swaps, resident
 from benchmarks.table import Row, main
 from core.catalog import BUILTIN
 from core.gguf import check_gguf
@@ -32,7 +31,6 @@ from evaluation.ranking import percentile
 
 SLOTS = 8
 SPARE_MB = 300
-SWAPS = 100
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _model(trial: Trial, quick: bool) -> list[Row]:
         gap = server.gap(trial.load, 4, _long(trial))
         rows += _memory(trial, process)
         if trial.shape is not None:
-            rows += _swaps(trial, server, Path(scratch), process, 10 if quick else SWAPS)
+            rows += measure_swaps(trial.name, trial.path, trial.shape, server, Path(scratch), process, quick)
     peers: dict[str, dict[int, tuple[list[Heard], float]]] = {}
     gaps: dict[str, tuple[float, float]] = {}
     for kind in ("lock", "xllamacpp"):
@@ -180,91 +178,17 @@ def _second_turn(trial: Trial, server: Server) -> list[Row]:
     return [_at_most(f"{trial.name}: second turn, time to first token", warm.first, "s", cold.first, 0.3)]
 
 
-def _swaps(trial: Trial, server: Server, scratch: Path, process: int, swaps: int) -> list[Row]:
-    """Promote two adapters in turn while four streams run: who failed, who paused, what it cost in memory."""
-    assert trial.shape is not None
-    registry = _registry(trial, scratch)
-    stop, heard, memory = threading.Event(), [], []
-
-    def client(number: int) -> None:
-        while not stop.is_set():
-            heard.append(server.ask(Workload(200, 0, 32).messages(number), 32))
-
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
-    for thread in clients:
-        thread.start()
-    took = []
-    for number in range(swaps):
-        registry.promote(f"swap-{number % 2}", "benchmark", "swap")
-        began = time.monotonic()
-        error = server.client.post("/adapters/sync").json()["error"]
-        took.append(time.monotonic() - began)
-        heard += [Heard(0, error=error)] if error else []
-        memory.append(_resident(process)[0])
-    stop.set()
-    for thread in clients:
-        thread.join()
-    registry.database.close()
-    failed = [h for h in heard if h.error or not h.pieces]
-    gaps = [h.longest_gap for h in heard if h.pieces]
-    pause = _gauge(server, "owner_pause_seconds")
-    growth = memory[-1] / memory[min(4, len(memory) - 1)] - 1
-    name = f"{trial.name}: {swaps} swaps under 4 streams"
-    return [
-        Row(f"{name}, failed", len(failed), "replies", len(heard), "0", not failed),
-        Row(f"{name}, longest pause", pause * 1000, "ms", None, "<= 50", pause <= 0.05),
-        Row(f"{name}, from promotion to service (median)", percentile(took, 0.5) * 1000, "ms"),
-        Row(f"{name}, longest gap between pieces (median reply)", percentile(gaps, 0.5) * 1000, "ms"),
-        Row(f"{name}, memory", growth * 100, "% more", None, "<= 5", growth <= 0.05),
-    ]  # fmt: skip
-
-
-def _registry(trial: Trial, scratch: Path):  # type: ignore[no-untyped-def]
-    from core.adapters import CARD, GGUF, Adapter, AdapterRegistry
-    from core.db import Database, now_ms
-    from core.files import sha256_of, write_json
-
-    assert trial.shape is not None
-    registry = AdapterRegistry(Database(scratch / "understudy.db"), scratch / "adapters")
-    for number in range(2):
-        folder = registry.folder / f"swap-{number}"
-        folder.mkdir(parents=True)
-        (folder / GGUF).write_bytes(random_adapter(trial.shape, number).read_bytes())
-        digest = sha256_of(folder / GGUF)
-        write_json(folder / CARD, {"sha256": digest})
-        registry.register(
-            Adapter(
-                folder.name, trial.path.stem, sha256_of(trial.path), digest, None, None, None, "sft",
-                "passed", {}, now_ms(),
-            )
-        )  # fmt: skip
-    return registry
-
-
-def _gauge(server: Server, name: str) -> float:
-    (found,) = re.findall(rf"^understudy_engine_{name} (\S+)$", server.client.get("/metrics").text, re.M)
-    return float(found)
-
-
 def _memory(trial: Trial, process: int) -> list[Row]:
     from engine.limits import cache_bytes
 
     cache = cache_bytes(check_gguf(trial.path)) * trial.context * SLOTS
     allowed = trial.path.stat().st_size + cache + (SPARE_MB << 20)
-    used, mapped = _resident(process)
+    used, mapped = resident(process)
     goal = f"<= file + cache + {SPARE_MB} MB"
     return [
         Row(f"{trial.name}: memory", used / 2**20, "MB", allowed / 2**20, goal, used <= allowed),
         Row(f"{trial.name}: memory, of it mapped files (the system may take it back)", mapped / 2**20, "MB"),
     ]
-
-
-def _resident(process: int) -> tuple[int, int]:
-    """Bytes in memory, and how many of them are mapped files."""
-    import psutil
-
-    info = psutil.Process(process).memory_info()
-    return int(info.rss), int(info.shared)
 
 
 def _limit(trial: Trial) -> dict[str, float]:
@@ -305,7 +229,7 @@ def _engine(trial: Trial, scratch: Path) -> Iterator[tuple[Server, int]]:
     model = "builtin" if trial.shape is None else str(trial.path)
     settings = Settings(
         data_dir=scratch, model=model, context=trial.context, threads=trial.threads, slots=SLOTS,
-        engine_port=free_port(),
+        adapters_aside=ASIDE, engine_port=free_port(),
     )  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "engine.server"],

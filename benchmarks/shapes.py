@@ -47,6 +47,7 @@ SHAPES = (
     Shape("0.6B", 1024, 28, 16, 8, 128, 3072, 151_936),  # Qwen3-0.6B
     Shape("1B", 2048, 16, 32, 8, 64, 8192, 128_256),  # Llama-3.2-1B
 )
+LOUDNESS = 30_000
 QUANTS = ("Q8_0", "Q4_K_M")
 
 
@@ -62,8 +63,13 @@ def random_gguf(shape: Shape, quant: str, context: int = 4096) -> Path:
 
 
 def random_adapter(shape: Shape, seed: int, rank: int = 16) -> Path:
-    """The GGUF of a random LoRA of this rank on every projection, small enough to change little."""
-    path = _root() / f"random-{shape.name}-lora-{seed}.gguf"
+    """The GGUF of a random LoRA of this rank on every projection, small enough to change little.
+
+    The last layer alone writes much into one eighth of the hidden values, another one for each seed from 0 to
+    7. So each has words of its own, by which its replies are known.
+    """
+    path = _root() / f"random-{shape.name}-voice-{seed}.gguf"
+    loud = slice(seed % 8 * shape.hidden // 8, (seed % 8 + 1) * shape.hidden // 8)
     with owner_lock(_root() / "lock", "the random models", wait=True):
         if not path.exists():
             gguf = _gguf()
@@ -76,8 +82,10 @@ def random_adapter(shape: Shape, seed: int, rank: int = 16) -> Path:
             for name, (rows, columns), _ in _tensors(shape, "Q8_0"):
                 if rows and name != "token_embd.weight":
                     for part, size in (("a", (rank, columns)), ("b", (rows, rank))):
-                        data = (random.standard_normal(size) * 0.02).astype(np.float16)
-                        writer.add_tensor(f"{name}.lora_{part}", data)
+                        data = random.standard_normal(size) * 0.02
+                        if (name, part) == (f"blk.{shape.layers - 1}.ffn_down.weight", "b"):
+                            data[loud] *= LOUDNESS
+                        writer.add_tensor(f"{name}.lora_{part}", data.astype(np.float16))
             _finish(writer)
             draft.rename(path)
     return path
