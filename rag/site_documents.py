@@ -114,7 +114,7 @@ class SiteDocuments:
             self.changes.refused.append((path, error))
             self._report(f"refused    {path}: {error}")
         for remark in done.remarks:
-            self._report(f"kept       {remark}")
+            self._report(f"earlier    {remark}")
 
 
 def forget_site(store: DocumentStore, lock: Path, root: str, report: Report) -> int:

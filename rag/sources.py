@@ -143,7 +143,9 @@ def sites(database: Database) -> list[Site]:
     """Every crawled site, by its address."""
     with database.read() as connection:
         rows = connection.execute(
-            "SELECT root AS address, COUNT(*) AS pages, SUM(documents != '[]') AS documents FROM sources"
+            "SELECT root AS address, COUNT(*) AS pages, SUM(documents != '[]' OR EXISTS (SELECT 1 FROM"
+            " replaced AS r WHERE r.root = sources.root AND r.path = sources.path AND r.error != ''))"
+            " AS documents FROM sources"
             " WHERE root GLOB 'http*://*' GROUP BY root ORDER BY root"
         ).fetchall()
     return [Site(**dict(row)) for row in rows]

@@ -202,7 +202,7 @@ class _Run:
             self.changes.refused.append((done.source.path, error))
             self.report(f"refused    {name}: {error}")
         for remark in done.remarks:
-            self.report(f"kept       {remark}")
+            self.report(f"earlier    {remark}")
         return done
 
     def _keep(self, source: Source) -> None:

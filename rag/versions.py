@@ -121,9 +121,10 @@ def hand_on(connection: Any, ids: Sequence[str]) -> None:
     These are edits, and decisions to show them to fewer people.
     """
     rows = connection.execute(
-        "SELECT document_id AS old, successor AS new FROM replaced WHERE error = '' AND document_id IN"
-        " (SELECT id FROM documents) AND successor IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(ids)),),
+        "SELECT r.document_id AS old, r.successor AS new FROM replaced AS r JOIN documents AS d"
+        " ON d.id = r.document_id WHERE r.error = '' AND (d.origin = ? OR r.root = '')"  # else it stays
+        " AND r.successor IN (SELECT value FROM json_each(?))",
+        (SYNCED, json.dumps(list(ids))),
     ).fetchall()
     for row in rows:
         pass_on(connection, row["old"], [row["new"]])
@@ -187,9 +188,10 @@ def retire_all(store: DocumentStore) -> list[str]:
 def _heirs(connection: Any, document_id: str) -> tuple[list[str], list[str]]:
     """Its successors, and what else its files hold."""
     rows = connection.execute(
-        "SELECT e.value AS id, MAX(e.value = r.successor) AS heir FROM replaced AS r"
-        " JOIN sources AS s USING (root, path), json_each(s.documents) AS e"
-        " WHERE r.document_id = ? AND e.value IN (SELECT id FROM documents) GROUP BY e.value",
+        "SELECT id, MAX(heir) AS heir FROM (SELECT successor AS id, 1 AS heir FROM replaced"
+        " WHERE document_id = ?1 UNION ALL SELECT e.value, 0 FROM replaced AS r"
+        " JOIN sources AS s USING (root, path), json_each(s.documents) AS e WHERE r.document_id = ?1)"
+        " WHERE id IN (SELECT id FROM documents) GROUP BY id",
         (document_id,),
     ).fetchall()
     heirs = [str(row["id"]) for row in rows if row["heir"]]

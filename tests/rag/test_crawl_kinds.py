@@ -118,8 +118,9 @@ def test_a_page_whose_new_version_is_refused_keeps_the_earlier_one(
     web.table["/docs/prices.pdf"] = Reply(b"%PDF-1.4 nonsense", headers=kind)
     said: list[str] = []
     assert counts(run(report=said.append)) == (0, 1, 0, 1)
-    assert any(line.startswith("kept       prices.pdf: the version of ") for line in said)
+    assert any(line.startswith("earlier    prices.pdf: the version of ") for line in said)
     assert store.get(old.id) == old
+    assert sites(store.database)[0].documents == 2
     assert web_address(store.database, old.id) == f"{web.address}/docs/prices.pdf"
     web.table["/docs/prices.pdf"] = Reply(pdf([["Prices", "Twelve euros."]]), headers=kind)
     assert counts(run()) == (1, 1, 1, 0)

@@ -75,6 +75,8 @@ def test_edits_are_handed_on_and_the_older_one_answers_until_they_are_embedded(i
     ingestor.process_pending()
     assert ready(ingestor) == ["Apples are green."]
     assert edits(ingestor) == [EDITED]
+    with ingestor.passages.database.read() as connection:
+        assert connection.execute("SELECT 1 FROM audit WHERE action = 'chunk.drop'").fetchone() is None
     assert problems(ingestor.settings, ingestor) == []
 
 

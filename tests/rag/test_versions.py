@@ -142,7 +142,7 @@ def test_a_version_that_is_refused_leaves_the_earlier_one_and_its_edits(
     said: list[str] = []
     summary = ingestor.sync(folder, said.append)
     assert (summary.added, summary.removed, len(summary.refused)) == (0, 0, 1)
-    assert f"kept       a.md: the version of {TODAY} goes on answering" in said
+    assert f"earlier    a.md: the version of {TODAY} goes on answering" in said
     assert ready(ingestor) == ["Apples are red.", "Boats are blue."]
     assert edits(ingestor) == [EDITED]
     reason = why_kept(ingestor.passages.database, [old.id])[old.id]

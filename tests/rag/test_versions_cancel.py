@@ -38,8 +38,8 @@ def test_members_of_an_archive_that_are_refused_keep_their_earlier_versions(
     said: list[str] = []
     ingestor.sync(folder, said.append)
     assert ready(ingestor) == ["Apples are red.", "Big dogs.", "Boats are blue.", "Cats."]
-    assert f"kept       c.md: the version of {TODAY} goes on answering" in said
-    assert f"kept       e.md: the version of {TODAY} goes, as no file has its name now" in said
+    assert f"earlier    c.md: the version of {TODAY} goes on answering" in said
+    assert f"earlier    e.md: the version of {TODAY} goes, as no file has its name now" in said
     assert "goes on answering" in entry(ingestor, "all.zip").error
     (folder / "all.zip").write_bytes(b"PK\x03\x04 and no archive")
     ingestor.sync(folder, quiet)
