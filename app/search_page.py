@@ -15,6 +15,7 @@ from core.errors import UnderstudyError
 from core.settings import PROJECT
 from core.types import Passage
 from evaluation import bench
+from evaluation.gold import keep_gold, names_of, read_files
 from rag.citations import safe_markdown
 from rag.prompt import question_line
 
@@ -81,12 +82,19 @@ def gold_set(parts: Resources) -> None:
     """Figures over many questions, and what changed since the last time."""
     folder = parts.settings.data_dir / "bench"
     st.caption(
-        "A CSV with the columns question and document (the file's name as on the Documents page), one row for"
-        " each document that answers. Without one, the questions about the sample documents are used."
+        "A CSV with the columns question and document, one row for each document that answers; or BEIR's"
+        " layout, queries.jsonl and qrels.tsv, as files or in a ZIP. A document is named by its file name,"
+        " its path, its title or its id. Without one, the questions about the sample documents are used."
     )
-    file = st.file_uploader("Gold set", type=["csv", "jsonl"], label_visibility="collapsed", key="bench_gold")
+    files = st.file_uploader(
+        "Gold set",
+        type=["csv", "jsonl", "tsv", "gz", "zip"],
+        accept_multiple_files=True,
+        label_visibility="collapsed",
+        key="bench_gold",
+    )
     if st.button("Measure", type="primary", icon=":material/speed:", key="bench_measure"):
-        measure(parts, folder, file.getvalue() if file else SAMPLES.read_bytes())
+        measure(parts, folder, {file.name: file.getvalue() for file in files})
     results = bench.kept(folder)
     if not results:
         st.info("Nothing was measured yet.", icon=":material/speed:")
@@ -97,13 +105,13 @@ def gold_set(parts: Resources) -> None:
         compare(same[0], results[0])
 
 
-def measure(parts: Resources, folder: Path, data: bytes) -> None:
+def measure(parts: Resources, folder: Path, files: dict[str, bytes]) -> None:
     """Ask every question; leaving the page or pressing something else stops it, and nothing is kept."""
     try:
-        gold = bench.read_gold(data)
-        if data != SAMPLES.read_bytes():
-            bench.keep_gold(folder, data)
-        names = {d.id: d.name for d in parts.documents.list("") if d.status == "ready"}
+        gold = read_files(files or {SAMPLES.name: SAMPLES.read_bytes()})
+        if files:
+            keep_gold(folder, gold)
+        names = names_of(parts.settings, parts.database)
         bar = st.progress(0.0)
 
         def tell(done: float) -> None:
@@ -121,16 +129,16 @@ def show(result: dict[str, Any]) -> None:
     st.markdown(f"**{len(result['questions'])} questions**, measured {when:%d %b %Y, %H:%M}")
     rows = [
         {"stage": STAGES[stage][0]}
-        | {name: round(value, 3) for name, value in zip(bench.MEASURES, values, strict=True)}
+        | {name: round(value, 3) for name, value in zip(bench.MEASURES, values, strict=False)}  # once fewer
         for stage, values in result["means"].items()
     ]
     st.dataframe(rows, hide_index=True)
-    if result["missing"]:
-        names = ", ".join(result["missing"][:5])
+    if unknown := result.get("unknown"):
         st.warning(
-            safe_markdown(f"{len(result['missing'])} documents of the gold set are not here: {names}"),
+            f"Documents of the gold set that are not here: {len(unknown)}. They count as not found.",
             icon=":material/warning:",
         )
+        st.dataframe(unknown, hide_index=True)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -6,36 +6,24 @@ best passage. Results are kept as JSON, so that a change of documents, settings 
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from core.db import now_ms
-from core.errors import QuestionError, StorageError
-from core.files import read_json, write_bytes, write_json
+from core.errors import StorageError
+from core.files import read_json, write_json
 from core.types import Passage
+from evaluation.gold import Gold, Names
 from evaluation.ranking import ndcg, recall, reciprocal_rank
 from rag.retrieve import Retriever
 
 DEPTH = 100  # passages of each stage that are looked at
 CUT = 10
-MOST = 5_000  # questions
-MEASURES = ("nDCG@10", "recall@10", "MRR@10")
-GOLD = "gold.txt"  # the gold set that was used last, as it was loaded
+MEASURES = ("nDCG@10", "recall@10", "MRR@10", "recall@100")
 EVEN = 1e-9  # a difference that counts as none
-
-
-@dataclass(frozen=True)
-class Gold:
-    """A question and the names of the documents that answer it."""
-
-    question: str
-    documents: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,69 +35,20 @@ class Change:
     after: float
 
 
-def read_gold(data: bytes) -> list[Gold]:
-    """A CSV with the columns `question` and `document` (a row for each document that answers).
-
-    JSON lines with `question` and `sources` are read, too; there, questions without sources are left out.
-    Raises QuestionError naming what is missing.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise QuestionError("The gold set is not UTF-8 text.", "Save it as CSV in UTF-8.") from None
-    pairs = _json_pairs(text) if text.lstrip().startswith("{") else _csv_pairs(text)
-    found: dict[str, list[str]] = {}
-    for question, document in pairs:
-        if question and document and document not in found.setdefault(question, []):
-            found[question].append(document)
-    gold = [Gold(question, tuple(documents)) for question, documents in found.items() if documents]
-    if not gold:
-        raise QuestionError("The gold set holds no question with a document.", "Fill in both columns.")
-    if len(gold) > MOST:
-        raise QuestionError(f"The gold set holds {len(gold):,} questions.", f"Keep it to {MOST:,}.")
-    return gold
-
-
-def _csv_pairs(text: str) -> Iterable[tuple[str, str]]:
-    rows = csv.DictReader(io.StringIO(text))
-    if not {"question", "document"} <= set(rows.fieldnames or ()):
-        raise QuestionError(
-            "The gold set lacks the columns question and document.", "Name them in its first line."
-        )
-    return [((row["question"] or "").strip(), (row["document"] or "").strip()) for row in rows]
-
-
-def _json_pairs(text: str) -> Iterable[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                pairs += [(str(row["question"]).strip(), str(name)) for name in row.get("sources", ())]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise QuestionError(
-                    f"Line {number} of the gold set is not an object with question and sources."
-                ) from None
-    return pairs
-
-
 def measure(
-    retriever: Retriever,
-    gold: Sequence[Gold],
-    names: dict[str, str],
-    tell: Callable[[float], None],
+    retriever: Retriever, gold: Sequence[Gold], names: Names, tell: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Figures of every stage (means, and nDCG by question); `names` are document names by id.
+    """Figures of every stage (means, and nDCG by question) over the documents that `names` knows.
 
-    Documents of the gold set that are not there count as not found and are listed under `missing`.
+    Documents of the gold set that are not there count as not found and are listed under `unknown`, with the
+    line of the gold set that names them.
     """
-    known = set(names.values())
     questions: list[dict[str, Any]] = []
     for done, one in enumerate(gold):
         tell(done / len(gold))
-        grades = dict.fromkeys(one.documents, 1)
+        labels, grades = _answering(one, names)
         stages = retriever.stages(one.question, DEPTH)
-        figures = {stage: _figures(_ranking(passages, names), grades) for stage, passages in stages.items()}
+        figures = {stage: _figures(_ranking(passages, labels), grades) for stage, passages in stages.items()}
         questions.append({"question": one.question, "stages": figures})
     tell(1.0)
     stages_seen = questions[0]["stages"]
@@ -120,18 +59,36 @@ def measure(
             stage: [fmean(q["stages"][stage][at] for q in questions) for at in range(len(MEASURES))]
             for stage in stages_seen
         },
-        "missing": sorted({name for one in gold for name in one.documents} - known),
+        "unknown": [
+            {"line": wanted.line, "document": wanted.name, "question": one.question}
+            for one in gold
+            for wanted in one.documents
+            if not names.find(wanted)
+        ],
     }
 
 
-def _ranking(passages: Sequence[Passage], names: dict[str, str]) -> list[str]:
-    ids = dict.fromkeys(passage.document_id for passage in passages)
-    return [names[document] for document in ids if document in names]
+def _answering(gold: Gold, names: Names) -> tuple[dict[str, str], dict[str, int]]:
+    """What documents are called by their ids, and the grades of these names; two names of one count once."""
+    labels: dict[str, str] = {}
+    grades: dict[str, int] = {}
+    for wanted in gold.documents:
+        ids = names.find(wanted)
+        label = next((labels[one] for one in ids if one in labels), wanted.name)
+        labels |= dict.fromkeys(ids, label)
+        grades[label] = max(wanted.grade, grades.get(label, 0))
+    return labels, grades
 
 
-def _figures(ranking: Sequence[str], grades: dict[str, int]) -> list[float]:
+def _ranking(passages: Sequence[Passage], labels: Mapping[str, str]) -> list[str]:
+    """Documents in the order of their best passages, those of the gold set by the name that it gives them."""
+    return list(dict.fromkeys(labels.get(one.document_id, f" {one.document_id}") for one in passages))
+
+
+def _figures(ranking: Sequence[str], grades: Mapping[str, int]) -> list[float]:
     return [
         ndcg(ranking, grades, CUT), recall(ranking, grades, CUT), reciprocal_rank(ranking, grades, CUT),
+        recall(ranking, grades, DEPTH),
     ]  # fmt: skip
 
 
@@ -147,18 +104,6 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 def _last(question: dict[str, Any]) -> float:
     return float(list(question["stages"].values())[-1][0])
-
-
-def keep_gold(folder: Path, data: bytes) -> None:
-    """Keep a gold set that could be read: the embedder's judge asks its questions, too."""
-    read_gold(data)
-    write_bytes(folder / GOLD, data)
-
-
-def kept_gold(folder: Path) -> list[Gold]:
-    """The gold set that was kept last; empty when there is none."""
-    path = folder / GOLD
-    return read_gold(path.read_bytes()) if path.exists() else []
 
 
 def keep(folder: Path, result: dict[str, Any], *, most: int = 20) -> None:

@@ -22,11 +22,10 @@ import numpy as np
 from core.db import Database
 from core.settings import Settings
 from core.types import Passage
-from evaluation import bench
 from evaluation.exam import golden
 from evaluation.gate import Rules, interval
+from evaluation.gold import Wanted, kept_gold, names_of
 from evaluation.ranking import ndcg
-from rag.documents import DocumentStore
 from rag.embed import Embedder, quick_half
 from rag.embedders import Embedders, Identity, packaged
 from rag.index import Index
@@ -163,12 +162,16 @@ def examine(now: Retriever, candidate: Reindex, folds: Sequence[Fold], tell: Tel
 
 def written(settings: Settings, database: Database) -> list[Question]:
     """The golden questions and those of the gold set that today's documents can be asked."""
-    ids = {one.name: one.id for one in DocumentStore(database, settings).list() if one.status == "ready"}
-    gold = {row["question"]: row["sources"] for row in golden(settings, database) if row["answerable"]}
-    gold |= {one.question: one.documents for one in bench.kept_gold(settings.data_dir / "bench")}
+    names = names_of(settings, database)
+    gold = {
+        row["question"]: tuple(Wanted(name) for name in row["sources"])
+        for row in golden(settings, database)
+        if row["answerable"]
+    }
+    gold |= {one.question: one.documents for one in kept_gold(settings.data_dir / "bench")}
     found = []
-    for number, (text, names) in enumerate(gold.items(), 1):
-        documents = tuple(ids[name] for name in names if name in ids)
+    for number, (text, wanted) in enumerate(gold.items(), 1):
+        documents = tuple(dict.fromkeys(document for one in wanted for document in names.find(one)))
         if documents:
             found.append(Question(text, documents=documents, group=-number))  # each a group of its own
     return found

@@ -151,6 +151,20 @@ def sites(database: Database) -> list[Site]:
     return [Site(**dict(row)) for row in rows]
 
 
+def paths(database: Database) -> dict[str, list[str]]:
+    """The paths of documents that a folder or site holds, by their ids: whole, and below their root."""
+    found: dict[str, list[str]] = {}
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT entry.value AS id, sources.root AS root, sources.path AS path"
+            " FROM sources, json_each(sources.documents) AS entry"
+        )
+        for row in rows:
+            whole = row["path"] if "://" in row["root"] else f"{row['root'].rstrip('/')}/{row['path']}"
+            found.setdefault(row["id"], []).extend(dict.fromkeys([row["path"], whole]))
+    return found
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a document comes from: its name, who loaded it, when (UTC milliseconds), its quality report."""

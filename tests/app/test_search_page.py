@@ -7,6 +7,7 @@ import shutil
 from app.resources import Resources
 from core.files import write_json
 from evaluation import bench
+from evaluation.gold import names_of, read_gold
 from tests.app.test_pages import click, open_page, parts, shown
 
 __all__ = ["parts"]  # a fixture
@@ -23,9 +24,9 @@ def test_the_search_page_shows_every_stage_and_measures(parts: Resources) -> Non
     assert "30 days" in text
     assert "Nothing was measured yet" in text
     gold = "question,document\nWhat is the notice period?,handbook.md\nWho sings?,gone.md\n"
-    names = {document.id: document.name for document in parts.documents.list()}
+    names = names_of(parts.settings, parts.database)
     results = [
-        bench.measure(parts.assistant.retriever, bench.read_gold(gold.encode()), names, lambda _: None)
+        bench.measure(parts.assistant.retriever, read_gold(gold.encode()), names, lambda _: None)
         for _ in range(2)
     ]
     for result in results:
@@ -33,7 +34,8 @@ def test_the_search_page_shows_every_stage_and_measures(parts: Resources) -> Non
     at = open_page("search")
     assert "2 questions" in shown(at)
     assert "0 questions better, 0 worse" in shown(at)
-    assert "gone" in shown(at)
+    assert "Documents of the gold set that are not here: 1" in shown(at)
+    assert any("gone.md" in str(frame.value) for frame in at.dataframe)
     at = click(at, "Measure")  # the golden questions, whose documents are not here
     assert "50 questions" in shown(at)
     assert len(bench.kept(parts.settings.data_dir / "bench")) == 3

@@ -18,7 +18,8 @@ from core.files import read_json, write_json
 from core.jobs import Jobs
 from core.settings import Settings, load_settings
 from core.types import Answer, Citation, Passage
-from evaluation import bench, search_exam
+from evaluation import search_exam
+from evaluation.gold import GOLD, keep_gold, read_gold
 from evaluation.search_exam import Fold, Outcome, Question, Score, headed, judge, packaged
 from feedback.store import FeedbackStore
 from feedback.triples import FEWEST, lessons
@@ -177,11 +178,12 @@ def test_the_gate_refuses_what_gold_sets_or_its_own_lessons_speak_against() -> N
 
 def test_the_gold_set_is_asked_and_not_learnt_from(house: Boathouse) -> None:
     folder = house.settings.data_dir / "bench"
-    bench.keep_gold(folder, b"question,document\nWho looks after the oar?,boats.md\nWho sings?,gone.md\n")
+    gold = b"question,document\nWho looks after the oar?,boats.md\nWho sings?,gone.md\n"
+    keep_gold(folder, read_gold(gold))
     asked = search_exam.written(house.settings, house.database)
     assert [one.text for one in asked] == ["Who looks after the oar?"]
     assert "Who looks after the oar?" not in [one.question for one in taught(house.settings, house.database)]
-    (folder / bench.GOLD).unlink()
+    (folder / GOLD).unlink()
 
 
 def copied(plan: Path, folder: Path, *_: object, **__: object) -> None:
