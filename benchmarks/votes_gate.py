@@ -16,8 +16,6 @@ What they are worth is measured on the questions that nobody voted on: nDCG@10 o
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import random
 import shutil
 import sys
@@ -33,7 +31,7 @@ from core.db import now_ms
 from core.files import sha256_of, write_json
 from core.settings import quiet_environment
 from core.types import Passage
-from evaluation import bench
+from evaluation import gold
 from evaluation.ranking import interval, ndcg
 from evaluation.search_exam import Fold, Verdict, examine
 from feedback.folds import groups
@@ -100,7 +98,7 @@ def candidates(house: House, kind: str, shakes: int) -> list[Tried]:
     if kind == "misled":
         keep_gold(house)
         found.append(attempt(house, "misled, with a gold set", folder, folds))
-        (house.settings.data_dir / "bench" / bench.GOLD).unlink()
+        (house.settings.data_dir / "bench" / gold.GOLD).unlink()
     return found
 
 
@@ -173,14 +171,11 @@ def _found(retriever: Retriever, gold: Gold) -> float:
 
 def keep_gold(house: House) -> None:
     """A gold set of the first questions that nobody voted on, with the documents that answer them."""
-    found = io.StringIO()
-    table = csv.writer(found)
-    table.writerow(["question", "document"])
+    store, found = PassageStore(house.database), []
     for one in house.gold[:GOLD]:
-        passages = PassageStore(house.database).get(sorted(one.chunks)).values()
-        for name in sorted({passage.document for passage in passages}):
-            table.writerow([one.question, name])
-    bench.keep_gold(house.settings.data_dir / "bench", found.getvalue().encode())
+        documents = {passage.document_id for passage in store.get(sorted(one.chunks)).values()}
+        found.append(gold.Gold(one.question, tuple(gold.Wanted(name) for name in sorted(documents))))
+    gold.keep_gold(house.settings.data_dir / "bench", found)
 
 
 def rows(tried: Sequence[Tried]) -> list[Row]:
