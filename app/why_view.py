@@ -54,7 +54,7 @@ def read(passage: Passage, source: Provenance | None) -> None:
     scores = ", ".join(f"{name} {value:.3g}" for name, value in passage.scores.items())
     st.caption(safe_markdown(short(passage.text, 160) + (f" ({scores})" if scores else "")))
     if source is None:
-        st.caption("This document has been removed since, or is no longer for you.")
+        st.caption("This version of the document is gone, or no longer for you.")
         return
     loaded = f"Loaded {datetime.fromtimestamp(source.created_at / 1000, UTC):%d %b %Y}"
     by = f" by {short(source.owner, 40)}" if source.owner != USER else ""

@@ -215,9 +215,9 @@ class Stage:
             self.scheduler.call(act).result()
 
     def unload(self, name: str) -> None:
-        """Free an adapter that is not on stage; replies in work finish on it.
+        """Free an adapter that is neither on stage nor in use; replies in work finish on theirs.
 
-        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or requests name it.
+        Raises NotFoundError when it is not loaded, ConflictError when it is on stage or a request needs it.
         """
         with self._lock:
             if name not in self.loaded:

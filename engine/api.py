@@ -18,8 +18,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from core.errors import EngineUnavailable, ModelError, NotFoundError, UnderstudyError
+from core.errors import EngineBusy, EngineUnavailable, ModelError, NotFoundError, UnderstudyError
 from engine.adapters import Stage
+from engine.admission import QUEUE_LIMIT
 from engine.reply import Reply, error_body
 from engine.requests import MAX_BODY_BYTES, BadRequest, parse
 
@@ -37,6 +38,7 @@ class Api:
         self._key = key.encode()
         # who waits for an adapter must not take the threads that other requests need
         self._changes = ThreadPoolExecutor(1, "engine-adapters")
+        self._awaiting = 0  # requests whose adapter is being loaded, or next to be
         self.app = Starlette(
             routes=[
                 Route("/health", self.health),
@@ -188,10 +190,22 @@ class Api:
         return await self._answer("text", request)
 
     async def _ensure(self, name: str) -> None:
-        """Have an adapter loaded; neither one that is there nor an unknown one waits for another's load."""
-        if not self.stage.answers_to(name):
-            await asyncio.to_thread(self.stage.find, name)
+        """Have an adapter loaded; neither one that is there nor an unknown one waits for another's load.
+
+        Raises EngineBusy when as many wait for loads as may wait in the line.
+        """
+        if self.stage.answers_to(name):
+            return
+        await asyncio.to_thread(self.stage.find, name)
+        if self._awaiting >= QUEUE_LIMIT:
+            raise EngineBusy(
+                f"{QUEUE_LIMIT} questions wait for adapters already.", "Wait some seconds and ask again."
+            )
+        self._awaiting += 1
+        try:
             await self._change(self.stage.ensure, name)
+        finally:
+            self._awaiting -= 1
 
     async def _change(self, work: Callable[..., None], *arguments: Any) -> None:
         """Run what loads or frees adapters, in its turn, on the thread for it."""

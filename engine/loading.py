@@ -13,6 +13,7 @@ from core.files import sha256_of
 from core.settings import Settings
 from engine.backend import Backend, Failed, Finished
 from engine.canary import canaries, require_words
+from engine.requests import Request
 from engine.scheduler import Event, Scheduler, Ticket
 from engine.trials import Trials
 
@@ -79,34 +80,24 @@ class Loader:
         Raises ModelError, and frees the adapter, when its numbers are not finite or it says nothing at all.
         """
         try:
-            require_words(self._tokens(adapter_id))
+            # one after the other: three prompts at once are read in pieces three times as long (see `pace`),
+            # and other replies wait for each; on a CPU, decoding three rows takes as long as three times one
+            require_words(sum(self._tokens(request, adapter_id) for request in canaries()))
         except BaseException:
             self._scheduler.call(lambda: self._backend.free_adapter(adapter_id)).result()
             raise
 
-    def _tokens(self, adapter_id: str) -> int:
-        """Tokens that an adapter answers the canary prompts with.
-
-        Side by side, because other adapters' replies wait for every step of this one.
-        """
+    def _tokens(self, request: Request, adapter_id: str) -> int:
+        """Tokens that an adapter answers a canary prompt with."""
         events: queue.Queue[Event] = queue.Queue()
-        tickets = [
-            Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
-            for request in canaries()
-        ]
-        ends: list[Finished] = []
+        ticket = Ticket(request, self._backend.prepare(request), events.put, trial=adapter_id)
+        self._scheduler.submit(ticket)
         try:
-            for ticket in tickets:
-                self._scheduler.submit(ticket)
-            while len(ends) < len(tickets):
-                event = events.get(timeout=TRIAL_SECONDS)
+            while not isinstance(event := events.get(timeout=TRIAL_SECONDS), Finished):
                 if isinstance(event, Failed):
                     raise event.error
-                ends += [event] if isinstance(event, Finished) else []
         except queue.Empty:
+            self._scheduler.cancel(ticket)
             message = f"Adapter {adapter_id} did not answer its self-test in time."
             raise ModelError(message, "Try again when it is quiet.") from None
-        finally:
-            for ticket in tickets:
-                self._scheduler.cancel(ticket)  # harmless when it is done
-        return sum(end.completion_tokens for end in ends)
+        return event.completion_tokens

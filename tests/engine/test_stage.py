@@ -133,6 +133,29 @@ def test_whoever_waits_for_a_load_keeps_nobody_else_waiting(
     assert [one.result(WAIT).status_code for one in waiting] == [200, 200]
 
 
+def test_only_so_many_wait_for_adapters(
+    stage: Stage,
+    client: TestClient,
+    names: list[str],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.api.QUEUE_LIMIT", 1)
+    gate, begun = threading.Event(), threading.Event()
+    counted(stage, monkeypatch, held(gate, begun))
+    waiting = pool.submit(ask, client, names[0])
+    try:
+        assert begun.wait(WAIT)
+        refused = pool.submit(ask, client, names[1]).result(WAIT)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "engine_busy")
+        assert "Retry-After" in refused.headers
+        assert pool.submit(ask, client, "base").result(WAIT).status_code == 200
+    finally:
+        gate.set()
+    assert waiting.result(WAIT).status_code == 200
+    assert ask(client, names[1]).status_code == 200
+
+
 def test_a_request_whose_adapter_is_there_keeps_it_until_it_is_answered(
     stage: Stage, client: TestClient, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
