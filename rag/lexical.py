@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from core.db import Database
 from rag.access import NOBODY
@@ -50,8 +50,13 @@ def match_terms(question: str) -> list[str]:
     return [f'"{word}"' for word in repeated[:MAX_TERMS]]
 
 
-def search(database: Database, question: str, limit: int, viewer: str = NOBODY) -> list[tuple[int, float]]:
-    """(chunk id, score) of chunks the viewer may find, best first; higher is better, ties by lower id."""
+def search(
+    database: Database, question: str, limit: int, viewer: str = NOBODY, without: Iterable[int] = ()
+) -> list[tuple[int, float]]:
+    """(chunk id, score) of chunks the viewer may find, best first; higher is better, ties by lower id.
+
+    The chunks `without` are passed over; the scores are the same as with them.
+    """
     terms = match_terms(question)
     if not terms:
         return []
@@ -63,11 +68,23 @@ def search(database: Database, question: str, limit: int, viewer: str = NOBODY) 
         counted = {row["term"]: row["passages"] for row in rows}
         unseen.keep(counted)
         rarer = rarest({term: counted[term] if n is None else n for term, n in known.items()})
+        marks = _marked(unseen.marks, without)
         found: list[tuple[int, float]] = []
         for expression in _expressions(terms, rarer):
-            rows = connection.execute(_BEST, (HEADING_WEIGHT, TEXT_WEIGHT, expression, unseen.marks, limit))
+            rows = connection.execute(_BEST, (HEADING_WEIGHT, TEXT_WEIGHT, expression, marks, limit))
             found += [(int(row["id"]), float(row["score"])) for row in rows]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+
+
+def _marked(marks: bytes, ids: Iterable[int]) -> bytes:
+    """The marks with those of `ids` set, too."""
+    wanted = list(ids)
+    if not wanted:
+        return marks
+    longer = bytearray(marks.ljust(max(wanted) + 1, b"\0"))
+    for one in wanted:
+        longer[one] = 1
+    return bytes(longer)
 
 
 def rarest(passages: Mapping[str, int]) -> set[str]:

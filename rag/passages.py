@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,32 @@ class PassageStore:
                     edited=bool(row["edited"]),
                 )
         return found
+
+    def loaders(self, ids: Iterable[int]) -> dict[int, str]:
+        """The accounts that loaded the documents of the chunks `ids`."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                f"SELECT chunks.id AS id, access.owner AS owner {_ALL}"
+                " WHERE chunks.id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(ids)),),
+            )
+            return {int(row["id"]): str(row["owner"]) for row in rows}
+
+    def loaded_by(self, owner: str) -> list[int]:
+        """Ids of ready chunks of the documents that an account loaded."""
+        with self.database.read() as connection:
+            rows = connection.execute(f"SELECT chunks.id AS id {_ALL} WHERE access.owner = ?", (owner,))
+            return [int(row["id"]) for row in rows]
+
+    def owners(self, ids: Iterable[str]) -> dict[str, str]:
+        """The accounts that loaded the documents `ids`."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                "SELECT document_id, owner FROM document_access"
+                " WHERE document_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(ids)),),
+            )
+            return {str(row["document_id"]): str(row["owner"]) for row in rows}
 
 
 def _matrix(stored: Iterable[bytes]) -> Vectors:

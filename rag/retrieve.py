@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from math import ceil
 
@@ -11,7 +12,7 @@ from core.db import Database
 from core.settings import Settings
 from core.types import Passage, Why
 from rag import lexical, rerank
-from rag.access import NOBODY
+from rag.access import NOBODY, OPERATOR
 from rag.citations import Likelihood, Similarity
 from rag.crossencoder import CrossEncoder
 from rag.embed import Embedder, Vectors
@@ -23,7 +24,7 @@ from rag.passages import PassageStore
 from rag.priors import voted
 from rag.trace import LISTED, SILENT, Found, left, merged
 from rag.unshared import OwnVectors, hidden
-from rag.variety import WINDOW, Choice, choose
+from rag.variety import WINDOW, Choice, Source, choose, fair
 from rag.votes import Votes
 
 CANDIDATES = 100  # of each kind
@@ -50,20 +51,22 @@ class Retriever:
 
         Scores: `lexical` (BM25), `dense` (cosine), `fused` (both), `reranked` (the order), and where votes
         count `voted` (the order then) and the `prior` they gave. What repeats another passage is left out and
-        no document crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id, so the
-        same question gives the same passages.
+        no document or account crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id,
+        so the same question gives the same passages.
         """
         return self._chosen(question, k, viewer).chosen
 
     def _chosen(self, question: str, k: int, viewer: str) -> Choice:
-        return choose(self._ranked(question, WINDOW * k, viewer), k)
+        owners: dict[str, str] = {}
+        return choose(self._ranked(question, WINDOW * k, viewer, owners), k, _limited(owners, viewer))
 
-    def _ranked(self, question: str, step: int, viewer: str) -> Iterator[Passage]:
-        """Passages in their order, read `step` at a time."""
+    def _ranked(self, question: str, step: int, viewer: str, owners: dict[str, str]) -> Iterator[Passage]:
+        """Passages in their order, read `step` at a time; the owners of their documents go into `owners`."""
         scores = self._scores(question, viewer)
         order = list(scores)
         for at in range(0, len(order), step):
             found = self.passages.get(order[at : at + step], viewer)
+            owners |= self.passages.owners({passage.document_id for passage in found.values()} - set(owners))
             for chunk_id in order[at : at + step]:
                 if chunk_id in found:  # else deleted a moment ago
                     yield replace(found[chunk_id], scores=scores[chunk_id])
@@ -95,9 +98,10 @@ class Retriever:
             choice = self._chosen(question, model.passages, viewer)
             return self._found(choice, choice.chosen, "rank")
         choice = self._chosen(question, CHOICE * model.passages, viewer)
-        best = self._read_again(question, choice.chosen)[: model.passages]
-        whole = [replace(passage, units=()) for passage in best]  # it reads them whole
-        return self._found(choice, whole, "rank")
+        owners = self.passages.owners({passage.document_id for passage in choice.chosen})
+        best = fair(self._read_again(question, choice.chosen), model.passages, _limited(owners, viewer))
+        whole = [replace(passage, units=()) for passage in best.chosen]  # it reads them whole
+        return self._found(Choice(best.chosen, [*best.left_out, *choice.left_out]), whole, "rank")
 
     def _found(self, choice: Choice, read: list[Passage], why: Why) -> Found:
         """What of a choice is read; `why` the rest of it is not."""
@@ -175,6 +179,7 @@ class Retriever:
     def _unvoted(self, question: str, viewer: str) -> dict[int, rerank.Scores]:
         """What votes have no part in; by words alone while vectors are unusable."""
         lexically = dict(lexical.search(self.database, question, CANDIDATES, viewer))
+        lexically |= self._crowded_out(question, lexically, viewer)
         if not self.index.status().usable:
             return rerank.by_words(lexically)
         for _ in range(2):
@@ -187,6 +192,17 @@ class Retriever:
                 return rerank.rerank(ids, lexically, vectors, vector)
         return rerank.by_words(lexically)
 
+    def _crowded_out(self, question: str, proposed: Mapping[int, float], viewer: str) -> dict[int, float]:
+        """What words propose besides the documents of an account that has most of the proposals to itself."""
+        if len(proposed) < CANDIDATES:
+            return {}  # nobody was pushed out
+        owners = Counter(self.passages.loaders(proposed).values())
+        owner, count = max(owners.items(), key=lambda pair: (pair[1], pair[0]), default=("", 0))
+        if count <= CANDIDATES // 2 or owner in (OPERATOR, viewer):
+            return {}
+        own = self.passages.loaded_by(owner)
+        return dict(lexical.search(self.database, question, CANDIDATES, viewer, without=own))
+
     def candidates(self, proposed: Set[int], viewer: str) -> tuple[list[int], Vectors]:
         """Those that the viewer may find, in order, with vectors of shape (len(them), 384)."""
         with self.database.snapshot():
@@ -198,3 +214,16 @@ class Retriever:
         if viewer:
             pairs += self.own.near(self.passages, vector, viewer, CANDIDATES)
         return [chunk_id for chunk_id, _ in sorted(pairs, key=lambda pair: -pair[1])[:CANDIDATES]]
+
+
+def _limited(owners: Mapping[str, str], viewer: str) -> Source:
+    """Names the account of a passage's document, by `owners`, unless it is the operator's or the viewer's.
+
+    The operator's documents are the library, and nobody floods himself.
+    """
+
+    def limited(passage: Passage) -> str:
+        owner = owners.get(passage.document_id, "")
+        return "" if owner in (OPERATOR, viewer) else owner
+
+    return limited

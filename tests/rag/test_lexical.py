@@ -26,6 +26,12 @@ def test_words_find_their_chunk(filled: Database, ingestor: Ingestor) -> None:
     assert "notice period is 30 days" in ingestor.passages.get(ids)[ids[0]].text
 
 
+def test_chunks_may_be_passed_over_and_leave_the_others_scores(filled: Database) -> None:
+    every = search(filled, "notice period lunch", 5)
+    assert len(every) > 1
+    assert search(filled, "notice period lunch", 5, without=[every[0][0], 10**6]) == every[1:]
+
+
 def test_headings_are_searched_too(filled: Database) -> None:
     assert search(filled, "leaving", 5)
 

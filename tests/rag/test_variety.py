@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from core.types import Passage
-from rag.variety import varied
+from rag.variety import choose, fair, varied
 
 RULE = (
     "Members may borrow tools of the workshop for a weekend against a deposit of 40 EUR, which is paid back"
@@ -76,3 +76,33 @@ def test_no_more_is_read_than_needed() -> None:
 
     varied(ranked(), 4)
     assert len(read) <= 9
+
+
+def by_account(passage: Passage) -> str:
+    return {"a": "anna", "b": "ben"}.get(passage.document_id[0], "")
+
+
+def note(number: int, account: str = "a") -> Passage:
+    return passage(number, f"{RULE} This is note{number}.", f"{account}{number}")
+
+
+def test_what_an_account_says_again_and_again_has_a_share() -> None:
+    many = [note(n) for n in range(1, 40)]
+    others = [passage(n, f"Something else {n}.", "o") for n in (51, 52)]
+    found = choose([*many, note(60, "b"), *others], 8, by_account)
+    assert [one.chunk_id for one in found.chosen] == [1, 2, 3, 60, 51, 52]
+    assert {why for _, why in found.left_out} == {"owner"}
+    assert [one.chunk_id for one in choose([*many, *others], 8).chosen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    read = fair([*many, *others], 8, by_account)
+    assert [one.chunk_id for one in read.chosen] == [1, 2, 3, 51, 52]
+    assert len(read.left_out) == 36
+
+
+def test_what_an_account_alone_has_is_kept_and_so_is_all_that_differs() -> None:
+    many = [note(n) for n in range(1, 10)]
+    assert [one.chunk_id for one in choose(many, 8, by_account).chosen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [one.chunk_id for one in fair(many, 8, by_account).chosen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    different = [passage(n, f"Rule {n} about tool{n} of shed{n}.", f"a{n}") for n in range(1, 10)]
+    other = passage(20, "Something else.", "o")
+    assert [one.chunk_id for one in choose([*different, other], 8, by_account).chosen] == list(range(1, 9))
+    assert [one.chunk_id for one in fair([*different, other], 8, by_account).chosen] == list(range(1, 9))
