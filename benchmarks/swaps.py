@@ -51,7 +51,7 @@ def measure_swaps(
     name: str, model: Path, shape: Shape, server: Server, scratch: Path, process: int, quick: bool
 ) -> list[Row]:
     """Rows of swaps in an engine that runs over `scratch` with `adapters_aside` of ASIDE."""
-    adapters, swaps, rest = (4, 4, QUIET_SECONDS / 3) if quick else (ADAPTERS, SWAPS, QUIET_SECONDS)
+    adapters, swaps, rest = (3, 3, QUIET_SECONDS / 5) if quick else (ADAPTERS, SWAPS, QUIET_SECONDS)
     names = [f"swap-{number}" for number in range(adapters)]
     registry = _registry(model, shape, scratch, names)
     words = _words(server, names)
