@@ -95,7 +95,7 @@ def test_why_tells_when_a_document_was_loaded_and_of_hidden_text(parts: Resource
         today = datetime.fromtimestamp(document.created_at / 1000, UTC)
         assert f"Loaded {today:%d %b %Y}" in text
         assert "text that its readers do not see: 3 hidden characters" in text
-        assert "This document has been removed since" in text  # the other one
+        assert "This version of the document is gone" in text  # the other one
     finally:
         parts.documents.delete(document.id)
 
