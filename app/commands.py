@@ -27,7 +27,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "serve": Command("app.serve", "start the pages, the API, the engine and the worker"),
-    "ask": Command("rag.answer", "answer one question from the documents, with citations"),
+    "ask": Command("rag.ask_command", "answer one question from the documents, with citations"),
     "ingest": Command("rag.ingest", "add files or folders to the documents"),
     "crawl": Command("rag.crawl_command", "add the pages of a web site to the documents"),
     "retrain": Command("finetune.retrain", "turn approved votes into an adapter and judge it"),

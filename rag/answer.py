@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.adapters import AdapterRegistry
 from core.catalog import CatalogModel
-from core.catalog import resolve as resolve_model
-from core.db import Database
-from core.errors import EngineError, EngineUnavailable, QuestionError, run_main
-from core.settings import Settings, load_settings, quiet_environment
-from core.types import Answer, AnswerMode, Citation, Message, Passage
-from rag.access import NOBODY, OPERATOR
+from core.errors import EngineError, EngineUnavailable, QuestionError
+from core.settings import Settings
+from core.types import Answer, AnswerMode, Message, Passage
+from rag.access import NOBODY
 from rag.citations import Resolved, resolve, so_far
 from rag.followup import FollowUp, in_context
-from rag.memory import marked, remembered
-from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream, engine_client
+from rag.memory import remembered
+from rag.model import ModelClient, PromptTooLong, Reply, ReplyStream
 from rag.prompt import PROMPT_VERSION, REFUSAL, Prompt, build, question_line
 from rag.retrieve import Retriever
 from rag.shown import Showing
 from rag.smalltalk import small_talk
-from rag.sources import web_addresses
 from rag.taught import Taught
-from rag.trace import Found, search_notice, traced
+from rag.trace import Found, traced
 
 POLL_SECONDS = 0.05
 
@@ -278,14 +272,6 @@ def _in_context(question: str, history: Sequence[Message]) -> FollowUp:
     return in_context(question, [message["content"] for message in history if message["role"] == "user"])
 
 
-def source_line(citation: Citation) -> str:
-    """`[1] Employee handbook > Leaving, page 2: the quoted unit`."""
-    path = f"{citation.document} > {citation.heading}" if citation.heading else citation.document
-    page = f", page {citation.page}" if citation.page else ""
-    edited = " (edited passage)" if citation.edited else ""
-    return f"[{citation.number}] {path}{page}{edited}: {citation.quote}"
-
-
 def _timings(reply: Reply | None) -> dict[str, float]:
     if reply is None:
         return {}
@@ -329,65 +315,3 @@ def _read(stream: ReplyStream, arrived: queue.Queue[str | Exception | None], don
         arrived.put(None)
     except Exception as error:  # handed to the thread that asked
         arrived.put(error)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`understudy ask "question"`: the answer and its sources, or everything as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="understudy ask",
-        description="Answer one question from the documents, with citations. Uses the engine of a running"
-        " `understudy serve`, or starts one for this question.",
-    )
-    parser.add_argument("question", nargs="+", help="the question")
-    parser.add_argument(
-        "--json", action="store_true", help="print answer, citations, passages and timings as JSON"
-    )
-    parser.add_argument(
-        "--model", default="live", metavar="live|base|ID", help="what answers (default: live)"
-    )
-    options = parser.parse_args(arguments)
-    quiet_environment()
-    settings = load_settings()
-    answer = _ask_once(settings, " ".join(options.question), options.model)
-    urls = web_addresses(Database(settings.database), [cited.document_id for cited in answer.citations])
-    if options.json:
-        shown = asdict(answer)
-        for cited in shown["citations"]:
-            cited["url"] = urls.get(cited["document_id"], "")
-        wanted = (
-            "text",
-            "mode",
-            "supported",
-            "citations",
-            "passages",
-            "model",
-            "adapter",
-            "finish_reason",
-            "timings",
-            "trace",
-        )
-        print(
-            json.dumps({"answer": shown.pop("text")} | {k: shown[k] for k in wanted[1:]}, ensure_ascii=False)
-        )
-    else:
-        lines = [f"{source_line(c)} {urls.get(c.document_id, '')}".rstrip() for c in answer.citations]
-        print("\n\n".join([marked(answer), "\n".join(lines), search_notice(answer)]).strip())
-    return 0
-
-
-def _ask_once(settings: Settings, question: str, model: str) -> Answer:
-    """Answer without a running server: a new data folder gets the samples, the engine starts if need be."""
-    from rag.ingest import open_ingestor
-
-    question_line(question)
-    record, _ = resolve_model(settings)
-    ingestor = open_ingestor(settings)
-    ingestor.add_samples(lambda line: print(line, file=sys.stderr))
-    retriever = Retriever(settings, ingestor.passages.database, ingestor.index, ingestor.embedder)
-    threading.Thread(target=ingestor.embedder.warm, daemon=True).start()  # while the engine starts
-    with engine_client(settings) as client:
-        return Assistant(settings, retriever, client, record).ask(question, model=model, viewer=OPERATOR)
-
-
-if __name__ == "__main__":
-    run_main(main)

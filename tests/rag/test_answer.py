@@ -13,8 +13,9 @@ from core.catalog import BUILTIN
 from core.errors import EngineUnavailable, QuestionError
 from core.settings import Settings
 from core.types import Answer
-from rag import answer as module
-from rag.answer import Assistant, Interrupted, main, source_line
+from rag import ask_command as module
+from rag.answer import Assistant, Interrupted
+from rag.ask_command import main, source_line
 from rag.index import Index
 from rag.ingest import Ingestor
 from rag.model import ModelClient, PromptTooLong, ReplyStream, engine_client

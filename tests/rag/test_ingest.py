@@ -145,7 +145,7 @@ def test_commands_exit_codes(
 
 def test_help_is_quick_and_needs_no_libraries() -> None:
     code = (
-        "import sys, rag.ingest, rag.answer, rag.index;"
+        "import sys, rag.ingest, rag.ask_command, rag.index;"
         "print([m for m in ('torch', 'chromadb', 'langchain_openai', 'pypdfium2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
