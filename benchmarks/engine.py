@@ -50,13 +50,14 @@ def measure(options: argparse.Namespace) -> list[Row]:
     """Every chosen model against every peer."""
     quiet_environment()
     rows: list[Row] = []
-    for trial in _trials(options):
+    for trial in trials(options):
         print(f"benchmarks.engine: {trial.name}", file=sys.stderr, flush=True)
         rows += _model(trial, options.quick)
     return rows
 
 
-def _trials(options: argparse.Namespace) -> Iterator[Trial]:
+def trials(options: argparse.Namespace) -> Iterator[Trial]:
+    """The chosen models, with the work that each is given."""
     threads = options.threads or len(os.sched_getaffinity(0))
     wanted = options.models.split(",")
     users = (1, 4) if options.quick else (1, 2, 4, 8)
@@ -74,7 +75,7 @@ def _trials(options: argparse.Namespace) -> Iterator[Trial]:
 
 def _model(trial: Trial, quick: bool) -> list[Row]:
     limit = _limit(trial)
-    with tempfile.TemporaryDirectory() as scratch, _engine(trial, Path(scratch)) as (server, process):
+    with tempfile.TemporaryDirectory() as scratch, serving(trial, Path(scratch)) as (server, process):
         ours = _measured(server, trial)
         rows = _alone(trial, ours, limit)
         rows += _second_turn(trial, server)
@@ -223,7 +224,8 @@ def _peer(kind: str, trial: Trial) -> Iterator[Server]:
 
 
 @contextmanager
-def _engine(trial: Trial, scratch: Path) -> Iterator[tuple[Server, int]]:
+def serving(trial: Trial, scratch: Path) -> Iterator[tuple[Server, int]]:
+    """The engine over a data folder, and its process; gone after the block."""
     from rag.model import free_port
 
     model = "builtin" if trial.shape is None else str(trial.path)
@@ -260,7 +262,8 @@ def _await(server: Server) -> None:
     raise TimeoutError("The engine did not become ready.")
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which models, and on how many threads."""
     names = [f"{shape.name}-{quant}" for shape in SHAPES for quant in QUANTS]
     parser.add_argument(
         "--models", default="0.6B-Q4_K_M,all", help=f"comma-separated: all, builtin, {', '.join(names)}"
@@ -269,4 +272,4 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("engine", (__doc__ or "").splitlines()[0], measure, _arguments))
+    sys.exit(main("engine", (__doc__ or "").splitlines()[0], measure, arguments))

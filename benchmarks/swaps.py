@@ -1,12 +1,15 @@
 """Adapters take turns on stage while four streams run: who failed, whose reply was mixed, who waited, memory.
 
 There are more adapters than the engine keeps, so swaps load a file, try it and free another's; only one that
-is still answering when its next turn comes is there already.
+is still answering when its next turn comes is there already. A part of `benchmarks.engine`; here it runs alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,10 +20,11 @@ from pathlib import Path
 
 from benchmarks.load import Heard, Server, Workload
 from benchmarks.shapes import Shape, random_adapter
-from benchmarks.table import Row
+from benchmarks.table import Row, main
 from core.adapters import CARD, GGUF, Adapter, AdapterRegistry
 from core.db import Database, now_ms
 from core.files import sha256_of, write_json
+from core.settings import quiet_environment
 from evaluation.ranking import percentile
 
 ADAPTERS = 5
@@ -184,3 +188,32 @@ def resident(process: int) -> tuple[int, int]:
 
     info = psutil.Process(process).memory_info()
     return int(info.rss), int(info.shared)
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """The swaps alone, of every chosen model."""
+    from benchmarks.engine import serving, trials  # which measures swaps, too
+
+    quiet_environment()
+    rows: list[Row] = []
+    for trial in trials(options):
+        if trial.shape is None:
+            continue  # a model of which random adapters can be made is needed
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            serving(trial, Path(scratch)) as (server, process),
+        ):
+            rows += measure_swaps(
+                trial.name, trial.path, trial.shape, server, Path(scratch), process, options.quick
+            )
+    return rows
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    from benchmarks.engine import arguments
+
+    arguments(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main("swaps", (__doc__ or "").splitlines()[0], measure, _arguments))
