@@ -1,7 +1,7 @@
 """Adapters take turns on stage while four streams run: who failed, whose reply was mixed, who waited, memory.
 
 There are more adapters than the engine keeps, so swaps load a file, try it and free another's; only one that
-is still answering when its next turn comes is there already. A part of `benchmarks.engine`; here it runs alone.
+is still answering when its next turn comes is there already. A part of `benchmarks.engine`, here alone.
 """
 
 from __future__ import annotations
