@@ -102,7 +102,8 @@ def test_a_conversation_knows_its_place(client: ModelClient) -> None:
     for stream in running:
         next(stream)
     waiting = client.stream(slow, conversation="waiting & co")
-    threading.Thread(target=list, args=(waiting,), daemon=True).start()
+    first = threading.Thread(target=next, args=(waiting,), daemon=True)
+    first.start()
     deadline = time.monotonic() + 20
     while client.position("waiting & co") != 1:
         assert time.monotonic() < deadline
@@ -111,6 +112,9 @@ def test_a_conversation_knows_its_place(client: ModelClient) -> None:
     assert client.position("nobody") is None
     for stream in running:
         stream.close()
+    first.join(20)
+    assert not first.is_alive()
+    waiting.close()
 
 
 def test_another_server_tells_no_place() -> None:
