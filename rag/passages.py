@@ -160,10 +160,12 @@ class PassageStore:
             )
             return {int(row["id"]): str(row["owner"]) for row in rows}
 
-    def loaded_by(self, owner: str) -> list[int]:
-        """Ids of ready chunks of the documents that an account loaded."""
+    def loaded_by(self, owner: str, most: int) -> list[int]:
+        """Ids of ready chunks of the documents that an account loaded, `most` of them."""
         with self.database.read() as connection:
-            rows = connection.execute(f"SELECT chunks.id AS id {_ALL} WHERE access.owner = ?", (owner,))
+            rows = connection.execute(
+                f"SELECT chunks.id AS id {_ALL} WHERE access.owner = ? LIMIT ?", (owner, most)
+            )
             return [int(row["id"]) for row in rows]
 
     def owners(self, ids: Iterable[str]) -> dict[str, str]:

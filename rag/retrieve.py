@@ -29,6 +29,7 @@ from rag.votes import Votes
 
 CANDIDATES = 100  # of each kind
 LOOKED_AT = 16  # passages whose lines are compared when looking inside
+FLOOD = 5_000  # passages of one account; with more it is a library, and to leave it out would be slow
 CHOICE = 2  # times the passages that a model reads are looked at by the cross-encoder
 
 
@@ -200,7 +201,9 @@ class Retriever:
         owner, count = max(owners.items(), key=lambda pair: (pair[1], pair[0]), default=("", 0))
         if count <= CANDIDATES // 2 or owner in (OPERATOR, viewer):
             return {}
-        own = self.passages.loaded_by(owner)
+        own = self.passages.loaded_by(owner, FLOOD + 1)
+        if len(own) > FLOOD:
+            return {}
         return dict(lexical.search(self.database, question, CANDIDATES, viewer, without=own))
 
     def candidates(self, proposed: Set[int], viewer: str) -> tuple[list[int], Vectors]:

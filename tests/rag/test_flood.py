@@ -8,6 +8,7 @@ import pytest
 
 from core.catalog import BUILTIN
 from core.settings import Settings
+from rag import retrieve
 from rag.access import OPERATOR, Access
 from rag.index import Index
 from rag.ingest import Ingestor
@@ -56,4 +57,11 @@ def test_a_flood_leaves_room_for_what_others_say(flooded: Retriever, ingestor: I
 def test_a_flood_alone_is_read_as_before(flooded: Retriever, ingestor: Ingestor) -> None:
     guide = next(document for document in ingestor.documents.list() if document.title == "Staff guide")
     ingestor.documents.delete(guide.id)
+    assert notes(flooded, "api:reader") == (8, 8, False)
+
+
+def test_a_whole_library_of_one_account_is_no_flood(
+    flooded: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieve, "FLOOD", CANDIDATES)
     assert notes(flooded, "api:reader") == (8, 8, False)
