@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from math import ceil
@@ -197,8 +196,7 @@ class Retriever:
         """What words propose besides the documents of an account that has most of the proposals to itself."""
         if len(proposed) < CANDIDATES:
             return {}  # nobody was pushed out
-        owners = Counter(self.passages.loaders(proposed).values())
-        owner, count = max(owners.items(), key=lambda pair: (pair[1], pair[0]), default=("", 0))
+        owner, count = self.passages.busiest(proposed)
         if count <= CANDIDATES // 2 or owner in (OPERATOR, viewer):
             return {}
         own = self.passages.loaded_by(owner, FLOOD + 1)

@@ -65,8 +65,8 @@ def choose(ranked: Iterable[Passage], k: int, limited: Source = lambda _: "") ->
     repeats: list[tuple[Passage, Why]] = []
     per_document: Counter[str] = Counter()
     looked_at = 0
-    for passage in distinct(ranked, repeats):
-        if not shares.admits(passage):
+    for passage, said in _distinct(ranked, repeats):
+        if not shares.admits(passage, said):
             over.append((passage, "owner"))
             continue
         per_document[passage.document_id] += 1
@@ -90,7 +90,7 @@ def fair(passages: Sequence[Passage], k: int, limited: Source) -> Choice:
     admitted: list[tuple[Passage, Why]] = []
     over: list[tuple[Passage, Why]] = []
     for passage in passages:
-        if shares.admits(passage):
+        if shares.admits(passage, _said(passage)):
             admitted.append((passage, "rank"))
         else:
             over.append((passage, "owner"))
@@ -109,12 +109,12 @@ class Shares:
         self._limited = limited
         self._said: dict[str, list[_Said]] = {}
 
-    def admits(self, passage: Passage) -> bool:
+    def admits(self, passage: Passage, own: _Said) -> bool:
         """Whether it is within its source's share, to which it is then counted."""
         source = self._limited(passage)
         if not source:
             return True
-        own, said = _said(passage), self._said.setdefault(source, [])
+        said = self._said.setdefault(source, [])
         alike = sum(len(own.triples & other.triples) >= ALIKE * len(own.triples) for other in said)
         if alike >= self._most:
             return False
@@ -127,18 +127,18 @@ class Shares:
         return len(sources) == 1 and sources != {""}
 
 
-def distinct(
-    ranked: Iterable[Passage], repeats: list[tuple[Passage, Why]] | None = None
-) -> Iterable[Passage]:
+def _distinct(
+    ranked: Iterable[Passage], repeats: list[tuple[Passage, Why]]
+) -> Iterable[tuple[Passage, _Said]]:
     """The passages in order, without those whose words another before them holds; those go into `repeats`."""
     said: list[_Said] = []
     for passage in ranked:
         own = _said(passage)
-        if not any(_repeats(own, other) for other in said):
-            said.append(own)
-            yield passage
-        elif repeats is not None:
+        if any(_repeats(own, other) for other in said):
             repeats.append((passage, "repeat"))
+        else:
+            said.append(own)
+            yield passage, own
 
 
 def _said(passage: Passage) -> _Said:

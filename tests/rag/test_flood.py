@@ -60,8 +60,13 @@ def test_a_flood_alone_is_read_as_before(flooded: Retriever, ingestor: Ingestor)
     assert notes(flooded, "api:reader") == (8, 8, False)
 
 
-def test_a_whole_library_of_one_account_is_no_flood(
+def test_words_propose_again_without_a_flood_but_not_without_a_library(
     flooded: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieve, "FLOOD", CANDIDATES)
-    assert notes(flooded, "api:reader") == (8, 8, False)
+    def scores() -> dict[str, float]:
+        found = flooded.read(QUESTION, WHOLE, "api:reader").passages
+        return next(passage.scores for passage in found if "30 days" in passage.text)
+
+    assert "lexical" in scores()
+    monkeypatch.setattr(retrieve, "FLOOD", CANDIDATES)  # the account has more: its documents are a library
+    assert "lexical" not in scores()
