@@ -70,9 +70,14 @@ def kept_access(store: DocumentStore, before: Iterable[str]) -> Access:
     """Who may find a file's new version: who keeps one of the documents it was from others keeps it.
 
     Of several that were kept, such as those of an archive, it is given to the groups that all were given to.
+    Where a reviewer rejected all that the file was, what it is now is rejected until he approves it.
     """
-    documents = [store.find(document_id) for document_id in before]
-    kept = [set(one.access.groups) for one in documents if one is not None and one.visibility == "owner"]
-    if not kept:
-        return EVERYBODY
-    return Access(visibility="owner", groups=tuple(sorted(set.intersection(*kept))))
+    found = [store.find(document_id) for document_id in before]
+    documents = [one for one in found if one is not None]
+    rejected = bool(documents) and all(one.approval == "rejected" for one in documents)
+    kept = [set(one.access.groups) for one in documents if one.visibility == "owner"]
+    return Access(
+        visibility="owner" if kept else "everybody",
+        approval="rejected" if rejected else "approved",
+        groups=tuple(sorted(set.intersection(*kept))) if kept else (),
+    )

@@ -308,6 +308,20 @@ def test_who_may_find_a_file_is_changed_while_its_new_version_waits(
         assert document.id != old
 
 
+def test_what_was_rejected_stays_so_in_its_next_version(ingestor: Ingestor, folder: Path) -> None:
+    ingestor.sync(folder, quiet)
+    approval = Approval(ingestor.passages.database)
+    approval.reject(named(ingestor, "a.md").id, "local")
+    for text in (NEW, NEWER):
+        (folder / "a.md").write_text(text)
+        ingestor.sync(folder, quiet)
+        assert named(ingestor, "a.md").approval == "rejected"
+    approval.approve(named(ingestor, "a.md").id, "local")
+    (folder / "a.md").write_text(OLD)
+    ingestor.sync(folder, quiet)
+    assert named(ingestor, "a.md").approval == "approved"
+
+
 def test_a_copy_elsewhere_and_an_upload_keep_what_one_file_was(ingestor: Ingestor, folder: Path) -> None:
     (folder / "copy.md").write_text(OLD)
     ingestor.sync(folder, quiet)
