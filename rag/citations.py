@@ -15,7 +15,7 @@ from core.types import Citation, Passage, Unit
 from rag.chunks import units
 from rag.parts import parts
 from rag.prompt import REFUSAL, heading_line, is_refusal
-from rag.words import asks, content, echoes, numbers, one_line, overlap, rarity
+from rag.words import asks, content, may_answer, numbers, one_line, overlap, rarity
 
 # A unit is quoted when it reaches either. Chosen on 128 questions about the samples: 84 of 109 answers found,
 # 9 wrong quotes, nothing quoted for half of the questions that have no answer.
@@ -23,9 +23,7 @@ QUOTE_OVERLAP = 0.45  # share of the question's words
 QUOTE_COSINE = 0.6  # similarity to the question
 HELD = 0.6  # share of a sentence's words that a unit holds to be cited for it
 QUOTE_LIKELIHOOD = 0.2  # of being the answer, where a cross-encoder says; then only this counts
-LENT = (
-    0.25  # of what a line is likelier under a question like the one asked: enough to be quoted, never first
-)
+LENT = 0.25  # share that counts of a likelihood under a question: enough to be quoted, seldom to be first
 ANSWERS_AT_ALL = 0.01  # without that question; three of four short answers reach it, one of four orders does
 NOT_FOUND = "The documents do not seem to answer:"
 Similarity = Callable[[str, Sequence[str]], Sequence[float]]
@@ -209,10 +207,7 @@ def quote(
     unit that asks something itself, or only repeats the question's words, is no answer.
     """
     pairs = [
-        (passage, unit)
-        for passage in passages
-        for unit in passage.units
-        if not asks(unit.text) and not echoes(question, unit.text)
+        (passage, unit) for passage in passages for unit in passage.units if may_answer(question, unit.text)
     ]
     asked = parts(question)
     found = [_best(part.searched, pairs, similarity, answers) for part in asked]

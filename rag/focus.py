@@ -16,7 +16,7 @@ from math import log
 from core.types import Passage, Unit
 from rag.chunks import units
 from rag.citations import Likelihood, Similarity, headed, likelihoods
-from rag.words import asks, content, echoes, overlap, rarity
+from rag.words import content, may_answer, overlap, rarity
 
 # shares of the question's words in the unit alone, in the unit with its heading, and the cosine similarity;
 # similarity counts most because it sees paraphrase, words keep numbers and names apart
@@ -74,7 +74,7 @@ def log_odds(probability: float) -> float:
 def _units(question: str, passage: Passage) -> list[Unit]:
     start = passage.start
     found = [Unit(0, passage.text[a:b], start + a, start + b) for a, b in units(passage.text)]
-    return [unit for unit in found if not asks(unit.text) and not echoes(question, unit.text)]
+    return [unit for unit in found if may_answer(question, unit.text)]
 
 
 def _scores(

@@ -54,10 +54,10 @@ class Retriever:
         no document or account crowds out the others, see `rag.variety`. Equal scores are ordered by chunk id,
         so the same question gives the same passages.
         """
-        return self._chosen(question, k, viewer).chosen
+        return self._chosen(question, k, viewer, {}).chosen
 
-    def _chosen(self, question: str, k: int, viewer: str) -> Choice:
-        owners: dict[str, str] = {}
+    def _chosen(self, question: str, k: int, viewer: str, owners: dict[str, str]) -> Choice:
+        """What is chosen of the ranked passages; the owners of their documents go into `owners`."""
         return choose(self._ranked(question, WINDOW * k, viewer, owners), k, _limited(owners, viewer))
 
     def _ranked(self, question: str, step: int, viewer: str, owners: dict[str, str]) -> Iterator[Passage]:
@@ -90,15 +90,15 @@ class Retriever:
 
     def read_whole(self, question: str, model: CatalogModel, viewer: str = NOBODY) -> Found:
         """The same for one question, or for several as if they were one."""
+        owners: dict[str, str] = {}
         if model.units:
-            choice = self._chosen(question, model.passages, viewer)
+            choice = self._chosen(question, model.passages, viewer, owners)
             read = focus(question, choice.chosen, model.units, self.similarity, self.answers)
             return self._found(choice, read, "lines")
         if not self.answers:
-            choice = self._chosen(question, model.passages, viewer)
+            choice = self._chosen(question, model.passages, viewer, owners)
             return self._found(choice, choice.chosen, "rank")
-        choice = self._chosen(question, CHOICE * model.passages, viewer)
-        owners = self.passages.owners({passage.document_id for passage in choice.chosen})
+        choice = self._chosen(question, CHOICE * model.passages, viewer, owners)
         best = fair(self._read_again(question, choice.chosen), model.passages, _limited(owners, viewer))
         whole = [replace(passage, units=()) for passage in best.chosen]  # it reads them whole
         return self._found(Choice(best.chosen, [*best.left_out, *choice.left_out]), whole, "rank")

@@ -45,11 +45,6 @@ class Choice:
     left_out: list[tuple[Passage, Why]]
 
 
-def varied(ranked: Iterable[Passage], k: int) -> list[Passage]:
-    """The passages of `choose`."""
-    return choose(ranked, k).chosen
-
-
 def choose(ranked: Iterable[Passage], k: int, limited: Source = lambda _: "") -> Choice:
     """At most `k` passages, in their order but for those over their document's share, which come last.
 

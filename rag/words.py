@@ -137,6 +137,11 @@ def echoes(question: str, text: str) -> bool:
     return any(f" {part} " in asked for part in said)
 
 
+def may_answer(question: str, text: str) -> bool:
+    """Whether a unit of text can be an answer: it asks nothing, and says more than the question does."""
+    return not asks(text) and not echoes(question, text)
+
+
 def _lowered(text: str) -> str:
     return " ".join(words(text)).lower()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from core.types import Passage
-from rag.variety import choose, fair, varied
+from rag.variety import choose, fair
 
 RULE = (
     "Members may borrow tools of the workshop for a weekend against a deposit of 40 EUR, which is paid back"
@@ -19,7 +19,7 @@ def passage(number: int, text: str, document: str = "", heading: str = "Tools") 
 
 
 def shown(*passages: Passage, k: int = 8) -> list[int]:
-    return [found.chunk_id for found in varied(passages, k)]
+    return [found.chunk_id for found in choose(passages, k).chosen]
 
 
 def test_the_same_words_and_a_part_of_them_count_once() -> None:
@@ -74,7 +74,7 @@ def test_no_more_is_read_than_needed() -> None:
             read.append(i)
             yield passage(i, f"Text number {i}.", "one")
 
-    varied(ranked(), 4)
+    choose(ranked(), 4)
     assert len(read) <= 9
 
 
