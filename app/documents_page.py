@@ -10,6 +10,7 @@ import streamlit as st
 
 from app.access_view import access_badges, access_buttons, who
 from app.chunks_view import open_chunks
+from app.confirm import yes_or_no
 from app.groups_view import show_groups
 from app.list_view import decide_shown, find
 from app.older_view import show_older
@@ -241,12 +242,7 @@ def delete(parts: Resources, document: Document) -> None:
         f"**{safe_markdown(document.name)}** and its passages are removed. Answers stop using it at once; "
         "earlier answers keep the words they quoted."
     )
-    with st.container(horizontal=True):
-        done = st.button(
-            "Delete", type="primary", key="delete_yes", on_click=_delete, args=(parts, document.id)
-        )
-        if st.button("Keep it", key="delete_no") or done:
-            st.rerun()
+    yes_or_no("Delete", "Keep it", "delete", _delete, (parts, document.id))
 
 
 def _delete(parts: Resources, document_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.confirm import yes_or_no
 from app.queue_view import submit
 from app.resources import USER, Resources
 from app.wording import short
@@ -92,16 +93,13 @@ def confirm(parts: Resources, documents: list[Document], after: str) -> None:
     shown = safe_markdown(short(", ".join(owners), 200))
     what = "Those they are for find them." if after == "approved" else "Nobody finds them, nor their owners."
     st.markdown(f"**{names}**{more}, added by {shown}. {what}")
-    with st.container(horizontal=True):
-        done = st.button(
-            f"{VERBS[after]} {len(documents)}",
-            type="primary",
-            key="decide_yes",
-            on_click=_decide,
-            args=(parts, [document.id for document in documents], after),
-        )
-        if st.button("Leave them", key="decide_no") or done:
-            st.rerun()
+    yes_or_no(
+        f"{VERBS[after]} {len(documents)}",
+        "Leave them",
+        "decide",
+        _decide,
+        (parts, [document.id for document in documents], after),
+    )
 
 
 def _decide(parts: Resources, ids: list[str], after: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.confirm import yes_or_no
 from app.queue_view import submit
 from app.resources import USER, Resources
 from app.spoken import spoken
@@ -29,12 +30,7 @@ def confirm(parts: Resources, document: Document, version: Version) -> None:
         f"The version of {version.date} of **{safe_markdown(document.name)}** is removed. Passages changed"
         " by hand stay changed where the newer one says the same. To have it back, add its file again."
     )
-    with st.container(horizontal=True):
-        done = st.button(
-            "Replace", type="primary", key="replace_yes", on_click=_replace, args=(parts, document.id)
-        )
-        if st.button("Keep both", key="replace_no") or done:
-            st.rerun()
+    yes_or_no("Replace", "Keep both", "replace", _replace, (parts, document.id))
 
 
 def _replace(parts: Resources, document_id: str) -> None:

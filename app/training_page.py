@@ -12,6 +12,7 @@ from functools import partial
 
 import streamlit as st
 
+from app.confirm import yes_or_no
 from app.resources import USER, Resources, resources
 from app.run_view import history, live
 from app.source_view import marked
@@ -151,12 +152,7 @@ def approve_all(parts: Resources, total: int) -> None:
         f"All {total} corrections will answer everybody and go into the next data set. "
         "The judge still decides whether what was trained on them takes the stage."
     )
-    with st.container(horizontal=True):
-        done = st.button(
-            "Approve all", type="primary", key="approve_all_yes", on_click=_approve_all, args=(parts,)
-        )
-        if st.button("Cancel", key="approve_all_no") or done:
-            st.rerun()
+    yes_or_no("Approve all", "Cancel", "approve_all", _approve_all, (parts,))
 
 
 def _approve_all(parts: Resources) -> None:
